@@ -1,0 +1,3 @@
+//! Settings and files → typed values.
+
+pub mod meshfile;

@@ -1,0 +1,12 @@
+//! Warren: every TCP connection between Kubernetes pods encrypted and authenticated, the pods untouched.
+//!
+//! The rooms and the direction of their dependencies:
+//! `base`, `wire` ← `config`, `telemetry`, `net`, `tls`, `identity`, `zds` ← `hbone`, `mesh` ← `policy`, `xds` ←
+//! `proxy`, `agent`, `control` ← `admin` ← `demo`, `cli`. `tests/rooms.rs` keeps the order.
+
+pub mod base;
+pub mod cli;
+pub mod config;
+pub mod net;
+pub mod telemetry;
+pub mod wire;

@@ -1,0 +1,171 @@
+//! The one place that makes TCP sockets and sets their options.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+use super::NetNs;
+use crate::base::addr::{ClientAddr, NextHop, OrigDst};
+
+/// The mark of every socket that the proxy opens in a pod; redirection leaves packets with it alone.
+pub const PROXY_MARK: u32 = 1337;
+
+/// What the kernel queues for a listener that is busy. The reference proxy's 128 loses bursts.
+const BACKLOG: i32 = 1024;
+
+/// TCP keepalive of proxied connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Silence before the first probe.
+    pub idle: Duration,
+    /// Between probes.
+    pub interval: Duration,
+    /// Probes without answer before the connection is given up.
+    pub retries: u32,
+    /// Whether data without acknowledgement for `idle + retries * interval` ends the connection (TCP_USER_TIMEOUT).
+    pub user_timeout: bool,
+}
+
+/// How sockets of one pod are made.
+#[derive(Clone, Debug)]
+pub struct SocketFactory {
+    /// The pod's namespace; `None` is the process's own.
+    pub netns: Option<NetNs>,
+    /// SO_MARK of every socket.
+    pub mark: Option<u32>,
+    /// SO_REUSEPORT on listeners: an old and a new proxy can overlap.
+    pub reuse_port: bool,
+    /// Keepalive of connections; `None` is the kernel's default (off).
+    pub keepalive: Option<Keepalive>,
+}
+
+impl SocketFactory {
+    /// Listens on `addr`; with `transparent`, IP_TRANSPARENT is tried and the result returned.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, or the address is taken.
+    pub fn listen(&self, addr: SocketAddr, transparent: bool) -> io::Result<(TcpListener, bool)> {
+        let (socket, transparent) = self.inside(|| {
+            let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+            self.mark(&socket)?;
+            if addr.is_ipv6() {
+                socket.set_only_v6(false)?;
+            }
+            socket.set_reuse_address(true)?;
+            if self.reuse_port {
+                socket.set_reuse_port(true)?;
+            }
+            let transparent = transparent && set_transparent(&socket, addr.ip()).is_ok();
+            socket.bind(&addr.into())?;
+            socket.listen(BACKLOG)?;
+            Ok((socket, transparent))
+        })?;
+        Ok((TcpListener::from_std(socket.into())?, transparent))
+    }
+
+    /// Connects to `to`, from `source` if one is given (which may be another host's address: needs CAP_NET_ADMIN).
+    ///
+    /// The caller sets the deadline.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub async fn connect(&self, to: NextHop, source: Option<IpAddr>) -> io::Result<TcpStream> {
+        let to = to.addr();
+        let socket = self.inside(|| {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+            self.mark(&socket)?;
+            if let Some(source) = source
+                && source.is_ipv4() == to.is_ipv4()
+            {
+                spoof(&socket, source)?;
+            }
+            Ok(socket)
+        })?;
+        let stream = TcpSocket::from_std_stream(socket.into()).connect(to).await?;
+        self.tune(&stream);
+        Ok(stream)
+    }
+
+    /// Sets what a connection gets: no delay, keepalive. A failure costs latency, not the connection.
+    pub fn tune(&self, stream: &TcpStream) {
+        if let Err(error) = self.try_tune(stream) {
+            tracing::debug!(%error, "socket options not set");
+        }
+    }
+
+    fn try_tune(&self, stream: &TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        if let Some(keepalive) = self.keepalive {
+            let socket = SockRef::from(stream);
+            let parameters =
+                TcpKeepalive::new().with_time(keepalive.idle).with_interval(keepalive.interval).with_retries(keepalive.retries);
+            socket.set_tcp_keepalive(&parameters)?;
+            if keepalive.user_timeout {
+                socket.set_tcp_user_timeout(Some(keepalive.idle + keepalive.interval * keepalive.retries))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn inside<R>(&self, work: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
+        match &self.netns {
+            Some(netns) => netns.run(work)?,
+            None => work(),
+        }
+    }
+
+    fn mark(&self, socket: &Socket) -> io::Result<()> {
+        match self.mark {
+            Some(mark) => socket.set_mark(mark),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Where a redirected connection was going; its local address when nothing was redirected.
+///
+/// # Errors
+/// The socket is no longer connected.
+pub fn original_destination(stream: &TcpStream) -> io::Result<OrigDst> {
+    let local = stream.local_addr()?;
+    let socket = SockRef::from(stream);
+    // A socket bound to [::] carries IPv4 connections too; SO_ORIGINAL_DST is asked at the level of the real packets.
+    let original = match local.ip().to_canonical() {
+        IpAddr::V4(_) => socket.original_dst_v4(),
+        IpAddr::V6(_) => socket.original_dst_v6(),
+    };
+    Ok(OrigDst::new(original.ok().and_then(|address| address.as_socket()).unwrap_or(local)))
+}
+
+/// The peer of an accepted connection.
+///
+/// # Errors
+/// The socket is no longer connected.
+pub fn client(stream: &TcpStream) -> io::Result<ClientAddr> {
+    Ok(ClientAddr::new(stream.peer_addr()?))
+}
+
+/// Every interface, or every IPv4 interface.
+pub fn any(ipv6: bool, port: u16) -> SocketAddr {
+    let ip = if ipv6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+    SocketAddr::new(ip, port)
+}
+
+/// Binds to an address that may not be this host's, leaving the choice of port to connect(), which knows the whole
+/// 4-tuple: many clients share one destination.
+fn spoof(socket: &Socket, source: IpAddr) -> io::Result<()> {
+    set_transparent(socket, source)?;
+    setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
+    socket.bind(&SocketAddr::new(source, 0).into())
+}
+
+fn set_transparent(socket: &Socket, ip: IpAddr) -> io::Result<()> {
+    match ip {
+        IpAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        IpAddr::V6(_) => socket.set_ip_transparent_v6(true),
+    }
+}

@@ -1,0 +1,3 @@
+//! What the process says about itself: log lines and metrics. Used by every room, uses only `base`.
+
+pub mod log;
