@@ -12,8 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Snapshots and wire bytes are compared; a map in key order makes equal messages equal bytes.
     config.btree_map(["."]);
     config.bytes([".google.protobuf.Any", ".envoy.service.discovery.v3"]);
-    // Generated packages are flat modules of `wire`, not nested ones.
-    config.extern_path(".google.rpc.Status", "crate::wire::rpc::Status");
+    config.include_file("wire.rs");
     tonic_prost_build::configure().compile_fds_with_config(descriptors, config)?;
     Ok(())
 }

@@ -1,36 +1,16 @@
 //! The messages of `proto/`, as generated: nothing here is written by hand.
 
-#![allow(missing_docs, clippy::all, clippy::pedantic)]
-
-/// ZDS, between node agent and node proxy.
-pub mod zds {
-    tonic::include_proto!("istio.workload.zds");
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code; the schemas carry the comments")]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/wire.rs"));
 }
 
-/// The certificate authority's service.
-pub mod ca {
-    tonic::include_proto!("istio.v1.auth");
-}
-
-/// Delta discovery.
-pub mod discovery {
-    tonic::include_proto!("envoy.service.discovery.v3");
-}
-
-/// Workloads and services.
-pub mod workload {
-    tonic::include_proto!("istio.workload");
-}
-
-/// Authorization policies.
-pub mod authorization {
-    tonic::include_proto!("istio.security");
-}
-
-/// The error model of gRPC.
-pub mod rpc {
-    tonic::include_proto!("google.rpc");
-}
+pub use generated::envoy::service::discovery::v3 as discovery;
+pub use generated::google::rpc;
+pub use generated::istio::security as authorization;
+pub use generated::istio::v1::auth as ca;
+pub use generated::istio::workload;
+pub use generated::istio::workload::zds;
 
 /// Type URL of [`workload::Address`].
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
