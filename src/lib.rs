@@ -10,3 +10,4 @@ pub mod config;
 pub mod net;
 pub mod telemetry;
 pub mod wire;
+pub mod zds;
