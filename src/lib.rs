@@ -11,3 +11,4 @@ pub mod mesh;
 pub mod net;
 pub mod telemetry;
 pub mod wire;
+pub mod zds;
