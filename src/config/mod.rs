@@ -1,3 +1,8 @@
 //! Settings and files → typed values.
 
+pub mod env;
 pub mod meshfile;
+pub mod settings;
+
+pub use env::Env;
+pub use settings::Settings;
