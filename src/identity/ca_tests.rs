@@ -60,8 +60,7 @@ async fn ask(
     answer: impl Fn(&IstioCertificateRequest) -> std::result::Result<Vec<String>, Status> + Send + Sync + 'static,
 ) -> (Result<Certificate>, Vec<IstioCertificateRequest>) {
     let scripted = Arc::new(Scripted { answer: Box::new(answer), silent: false, seen: Mutex::default() });
-    let authority =
-        GrpcAuthority::new(IstioCertificateServiceServer::from_arc(scripted.clone()), GrpcAuthoritySettings::default());
+    let authority = GrpcAuthority::new(IstioCertificateServiceServer::from_arc(scripted.clone()), GrpcAuthoritySettings::default());
     let result = authority.sign(&id()).await;
     let seen = scripted.seen.lock().clone();
     (result, seen)
@@ -81,7 +80,9 @@ async fn the_request_names_the_identity_and_the_answer_is_put_together() {
     let fields = &seen[0].metadata.as_ref().unwrap().fields;
     assert_eq!(fields["ImpersonatedIdentity"].kind, Some(Kind::StringValue(id().to_string())));
     let (_, csr) = x509_parser::pem::parse_x509_pem(seen[0].csr.as_bytes()).unwrap();
-    let (_, csr) = <x509_parser::certification_request::X509CertificationRequest<'_> as x509_parser::prelude::FromDer<_>>::from_der(&csr.contents).unwrap();
+    let (_, csr) =
+        <x509_parser::certification_request::X509CertificationRequest<'_> as x509_parser::prelude::FromDer<_>>::from_der(&csr.contents)
+            .unwrap();
     assert!(csr.certification_request_info.subject.iter().next().is_none(), "the subject is empty");
     let text = format!("{:?}", csr.requested_extensions().unwrap().collect::<Vec<_>>());
     assert!(text.contains(&id().to_string()), "{text}");

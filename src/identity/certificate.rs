@@ -115,7 +115,8 @@ pub fn facts(der: &CertificateDer<'_>) -> Result<Facts> {
 /// It cannot be parsed.
 pub fn peer_ids(der: &CertificateDer<'_>) -> Result<Vec<SpiffeId>> {
     let parsed = parse(der)?;
-    let names = parsed.subject_alternative_name().map_err(|error| Error::caused(&code::BAD_CERTIFICATE, "subject alternative name", error))?;
+    let names =
+        parsed.subject_alternative_name().map_err(|error| Error::caused(&code::BAD_CERTIFICATE, "subject alternative name", error))?;
     let Some(names) = names else { return Ok(Vec::new()) };
     let uris = names.value.general_names.iter().filter_map(|name| match name {
         GeneralName::URI(uri) => uri.parse().ok(),

@@ -84,7 +84,8 @@ impl FakeAuthority {
             }
         };
         let bad = |what: &str| Error::new(&code::CA_MATERIAL, format!("{place}: {what}"));
-        let key_pair = KeyPair::from_pem(&key).map_err(|error| Error::caused(&code::CA_MATERIAL, format!("{place}: key"), error))?;
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| bad("no private key"))?;
+        let key_pair = KeyPair::try_from(&key).map_err(|error| Error::caused(&code::CA_MATERIAL, format!("{place}: key"), error))?;
         let der = CertificateDer::from_pem_slice(text.as_bytes()).map_err(|_| bad("no certificate"))?;
         let issuer = Issuer::from_ca_cert_der(&der, key_pair)
             .map_err(|error| Error::caused(&code::CA_MATERIAL, format!("{place}: certificate"), error))?;

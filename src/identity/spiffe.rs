@@ -39,11 +39,7 @@ impl SpiffeId {
         } else if SCHEME.len() + trust_domain.len() + namespace.len() + service_account.len() + 8 > MAX_LENGTH {
             "length"
         } else {
-            return Ok(Self {
-                trust_domain: trust_domain.into(),
-                namespace: namespace.into(),
-                service_account: service_account.into(),
-            });
+            return Ok(Self { trust_domain: trust_domain.into(), namespace: namespace.into(), service_account: service_account.into() });
         };
         let text: String = format!("{trust_domain:?} / {namespace:?} / {service_account:?}").chars().take(256).collect();
         Err(Error::new(&code::BAD_SPIFFE_ID, format!("{text}: unusable {problem}")))
@@ -95,10 +91,7 @@ fn is_trust_domain(text: &str) -> bool {
 
 /// SPIFFE-ID §2.2: letters, digits, `.`, `-`, `_`, and no relative segment.
 fn is_segment(text: &str) -> bool {
-    !text.is_empty()
-        && text != "."
-        && text != ".."
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
+    !text.is_empty() && text != "." && text != ".." && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
 }
 
 #[cfg(test)]

@@ -81,7 +81,9 @@ impl CertificateStore {
         };
         match found {
             State::Available { certificate, expires } if expires > Instant::now() => Ok(certificate),
-            State::Available { .. } => Err(Error::new(&code::CA_UNAVAILABLE, format!("the certificate of {id} has expired and was not renewed"))),
+            State::Available { .. } => {
+                Err(Error::new(&code::CA_UNAVAILABLE, format!("the certificate of {id} has expired and was not renewed")))
+            }
             State::Unavailable(error) => Err(error),
             State::Initializing => Err(Error::internal("a certificate state that was waited for is gone")),
         }
@@ -189,7 +191,10 @@ fn signed(certificate: Certificate) -> Result<Signed> {
     let left = |time: SystemTime| time.duration_since(wall).unwrap_or_default();
     let expires = left(certificate.not_after);
     if expires.is_zero() {
-        return Err(Error::new(&code::BAD_CERTIFICATE, format!("the certificate for {} is expired on arrival: compare the clocks", certificate.id)));
+        return Err(Error::new(
+            &code::BAD_CERTIFICATE,
+            format!("the certificate for {} is expired on arrival: compare the clocks", certificate.id),
+        ));
     }
     let lifetime = certificate.not_after.duration_since(certificate.not_before).unwrap_or_default();
     let renew = left(certificate.not_before + lifetime / 2);
