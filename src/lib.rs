@@ -10,4 +10,5 @@ pub mod config;
 pub mod identity;
 pub mod net;
 pub mod telemetry;
+pub mod tls;
 pub mod wire;
