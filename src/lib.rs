@@ -7,6 +7,7 @@
 pub mod base;
 pub mod cli;
 pub mod config;
+pub mod hbone;
 pub mod identity;
 pub mod net;
 pub mod telemetry;
