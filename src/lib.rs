@@ -9,5 +9,6 @@ pub mod cli;
 pub mod config;
 pub mod mesh;
 pub mod net;
+pub mod policy;
 pub mod telemetry;
 pub mod wire;
