@@ -12,3 +12,4 @@ pub mod net;
 pub mod policy;
 pub mod telemetry;
 pub mod wire;
+pub mod xds;
