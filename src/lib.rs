@@ -7,8 +7,9 @@
 pub mod base;
 pub mod cli;
 pub mod config;
-pub mod mesh;
+pub mod control;
 pub mod identity;
+pub mod mesh;
 pub mod net;
 pub mod telemetry;
 pub mod wire;

@@ -1,0 +1,3 @@
+//! The control plane: mesh objects from a source → resources for proxies, and the certificate authority.
+
+pub mod index;
