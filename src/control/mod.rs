@@ -1,3 +1,5 @@
 //! The control plane: mesh objects from a source → resources for proxies, and the certificate authority.
 
+pub mod ads;
 pub mod index;
+pub mod tokens;

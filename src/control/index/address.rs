@@ -35,7 +35,7 @@ pub(super) fn workload(mesh: &MeshFile, pod: &Pod) -> Workload {
         uid: format!("{CLUSTER}//Pod/{}/{}", pod.namespace, pod.name),
         name: pod.name.clone(),
         namespace: pod.namespace.clone(),
-        addresses: pod.ips.iter().map(|ip| ip_to_bytes(*ip).into()).collect(),
+        addresses: pod.ips.iter().map(|ip| ip_to_bytes(*ip)).collect(),
         network: NETWORK.to_owned(),
         tunnel_protocol: match pod.ambient {
             true => TunnelProtocol::Hbone,
@@ -89,7 +89,7 @@ pub(super) fn service(service: &Service, canonical: bool) -> Address {
         addresses: service
             .vips
             .iter()
-            .map(|ip| NetworkAddress { network: NETWORK.to_owned(), address: ip_to_bytes(*ip).into(), length: None })
+            .map(|ip| NetworkAddress { network: NETWORK.to_owned(), address: ip_to_bytes(*ip), length: None })
             .collect(),
         ports: ports(service),
         ip_families: families(&service.vips).into(),

@@ -66,7 +66,7 @@ pub struct Resource {
 pub type Resources = BTreeMap<Str, Arc<Resource>>;
 
 /// What became different from one index to the next.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Delta {
     /// New or changed.
     pub changed: Vec<Arc<Resource>>,

@@ -80,7 +80,7 @@ fn string(value: &str) -> MatchType {
 }
 
 fn networks(values: &[IpNet]) -> Vec<Address> {
-    values.iter().map(|net| Address { address: ip_to_bytes(net.network()).into(), length: u32::from(net.prefix_len()) }).collect()
+    values.iter().map(|net| Address { address: ip_to_bytes(net.network()), length: u32::from(net.prefix_len()) }).collect()
 }
 
 fn ports(values: &[u16]) -> Vec<u32> {
