@@ -8,6 +8,8 @@ pub mod agent;
 pub mod base;
 pub mod cli;
 pub mod config;
+pub mod mesh;
+pub mod identity;
 pub mod net;
 pub mod telemetry;
 pub mod wire;
