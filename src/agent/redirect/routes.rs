@@ -4,11 +4,12 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use futures::TryStreamExt;
 use nix::errno::Errno;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{RouteMessage, RouteScope, RouteType};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
-use rtnetlink::{Handle, RouteMessageBuilder};
+use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 
 use super::inside;
 use super::plan::{ANSWER_MARK, Family, MARK_MASK};
@@ -35,9 +36,11 @@ pub async fn install(netns: &NetNs) -> Result<()> {
         let mut request = handle.rule().add();
         *request.message_mut() = rule(family);
         settle(request.execute().await, Errno::EEXIST, "add the rule")?;
-        settle(handle.route().add(route(family)).execute().await, Errno::EEXIST, "add the route")
+        settle(handle.route().add(route(family)).execute().await, Errno::EEXIST, "add the route")?;
+        Ok(true)
     })
-    .await
+    .await?;
+    Ok(())
 }
 
 /// Removes rule and route; what is gone already is fine.
@@ -47,20 +50,50 @@ pub async fn install(netns: &NetNs) -> Result<()> {
 pub async fn remove(netns: &NetNs) -> Result<()> {
     with(netns, async |handle, family| {
         settle(handle.rule().del(rule(family)).execute().await, Errno::ENOENT, "remove the rule")?;
-        settle(handle.route().del(route(family)).execute().await, Errno::ESRCH, "remove the route")
+        settle(handle.route().del(route(family)).execute().await, Errno::ESRCH, "remove the route")?;
+        Ok(true)
+    })
+    .await?;
+    Ok(())
+}
+
+/// Whether rule and route are in force.
+///
+/// # Errors
+/// The kernel does not say.
+pub async fn installed(netns: &NetNs) -> Result<bool> {
+    with(netns, async |handle, family| {
+        let version = match family {
+            Family::V4 => IpVersion::V4,
+            Family::V6 => IpVersion::V6,
+        };
+        let unread = |error| Error::caused(&code::ROUTE_FAILED, "read rules and routes", error);
+        let rules: Vec<RuleMessage> = handle.rule().get(version).execute().try_collect().await.map_err(unread)?;
+        let routes: Vec<RouteMessage> = handle.route().get(route(family)).execute().try_collect().await.map_err(unread)?;
+        let wanted = rule(family);
+        let has_rule = rules
+            .iter()
+            .any(|rule| rule.header.table == TABLE && wanted.attributes.iter().all(|attribute| rule.attributes.contains(attribute)));
+        let has_route = routes.iter().any(|route| {
+            let header = &route.header;
+            (header.table, header.kind, header.destination_prefix_length) == (TABLE, RouteType::Local, 0)
+        });
+        Ok(has_rule && has_route)
     })
     .await
 }
 
-async fn with(netns: &NetNs, work: impl AsyncFn(&Handle, Family) -> Result<()>) -> Result<()> {
+/// Does `work` for each family that the namespace has; true when all say so.
+async fn with(netns: &NetNs, work: impl AsyncFn(&Handle, Family) -> Result<bool>) -> Result<bool> {
     let id = netns.id();
     let opened = netns.run(|| rtnetlink::new_connection().map(|connection| (connection, inside::has_ipv6())));
     let failed = |error| Error::caused(&code::ROUTE_FAILED, format!("open a netlink socket in {id}"), error);
     let ((connection, handle, _), ipv6) = opened.map_err(failed)?.map_err(failed)?;
     let driver = tokio::spawn(connection);
     let all = async {
-        work(&handle, Family::V4).await?;
-        if ipv6 { work(&handle, Family::V6).await } else { Ok(()) }
+        let v4 = work(&handle, Family::V4).await?;
+        let v6 = !ipv6 || work(&handle, Family::V6).await?;
+        Ok(v4 && v6)
     };
     let result = deadline(LIMIT, &code::ROUTE_FAILED, format!("routes in {id}"), all).await;
     driver.abort();

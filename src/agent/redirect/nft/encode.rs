@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::message::{Attributes, message, number};
+use super::message::{Attributes, Head, message, number};
 use crate::agent::redirect::plan::{Action, Chain, Family, Hook, Kind, MARK_MASK, Match, Plan, Rule};
 
 /// The name of our table in either family.
@@ -41,7 +41,7 @@ pub(super) struct Batch {
 impl Batch {
     pub(super) fn new() -> Self {
         let mut batch = Self { bytes: Vec::new(), steps: Vec::new() };
-        batch.push("begin", number::BATCH_BEGIN, 0, 0, number::SUBSYSTEM, &Attributes::default());
+        batch.push("begin", Head { kind: number::BATCH_BEGIN, flags: 0, family: 0 }, &Attributes::default());
         batch
     }
 
@@ -71,7 +71,7 @@ impl Batch {
     /// The bytes, and what each message is by sequence number. All are answered but the first (unless it fails) and the
     /// last.
     pub(super) fn finish(mut self) -> (Vec<u8>, Vec<String>) {
-        self.push("end", number::BATCH_END, 0, 0, number::SUBSYSTEM, &Attributes::default());
+        self.push("end", Head { kind: number::BATCH_END, flags: 0, family: 0 }, &Attributes::default());
         (self.bytes, self.steps)
     }
 
@@ -80,12 +80,13 @@ impl Batch {
             Family::V4 => "ip",
             Family::V6 => "ip6",
         };
-        self.push(&format!("{name} {what}"), kind, flags | number::ACK, family_number(family), 0, attributes);
+        let head = Head { kind, flags: flags | number::ACK, family: family_number(family) };
+        self.push(&format!("{name} {what}"), head, attributes);
     }
 
-    fn push(&mut self, what: &str, kind: u16, flags: u16, family: u8, resource: u16, attributes: &Attributes) {
+    fn push(&mut self, what: &str, head: Head, attributes: &Attributes) {
         let sequence = u32::try_from(self.steps.len()).unwrap_or(u32::MAX);
-        self.bytes.extend(message(kind, flags, sequence, family, resource, attributes));
+        self.bytes.extend(message(head, sequence, attributes));
         self.steps.push(what.to_owned());
     }
 }

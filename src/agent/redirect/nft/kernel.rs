@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::sys::time::TimeVal;
 
 use super::encode::{self, Batch, TABLE};
-use super::message::{Attributes, error, find, message, number, replies};
+use super::message::{Attributes, Head, error, find, message, number, replies};
 use crate::agent::redirect::plan::{Family, Plan};
 use crate::base::{Error, Result, code};
 
@@ -76,7 +76,8 @@ impl Kernel {
         let mut name = Attributes::default();
         name.text(encode::TABLE_NAME, TABLE);
         let mut found = None;
-        self.ask(number::GET_TABLE, 0, family, &name, "read the table", |body| {
+        let get = |kind, flags| Head { kind, flags, family: encode::family_number(family) };
+        self.ask(get(number::GET_TABLE, number::ACK), &name, "read the table", |body| {
             let text = find(body, encode::TABLE_USERDATA).and_then(encode::read_comment);
             found = Some(Found { fingerprint: text, rules: 0 });
         })?;
@@ -84,24 +85,15 @@ impl Kernel {
         let mut table = Attributes::default();
         table.text(encode::RULE_TABLE, TABLE);
         let mut rules = 0;
-        self.ask(number::GET_RULE, number::DUMP, family, &table, "read the rules", |_| rules += 1)?;
+        self.ask(get(number::GET_RULE, number::DUMP), &table, "read the rules", |_| rules += 1)?;
         found.rules = rules;
         Ok(Some(found))
     }
 
     /// Sends a question and hands each part of the answer to `part`; no such thing is no part.
-    fn ask(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        family: Family,
-        attributes: &Attributes,
-        what: &str,
-        mut part: impl FnMut(&[u8]),
-    ) -> Result<()> {
+    fn ask(&mut self, head: Head, attributes: &Attributes, what: &str, mut part: impl FnMut(&[u8])) -> Result<()> {
         self.sequence += 1;
-        let flags = if flags == number::DUMP { flags } else { number::ACK };
-        self.send(&message(kind, flags, self.sequence, encode::family_number(family), 0, attributes), what)?;
+        self.send(&message(head, self.sequence, attributes), what)?;
         loop {
             for reply in replies(&self.receive(what)?).filter(|reply| reply.sequence == self.sequence) {
                 match error(&reply) {

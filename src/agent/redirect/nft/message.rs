@@ -58,16 +58,26 @@ impl Attributes {
     }
 }
 
+/// What a message is, and about which family (0 for the frame of a batch).
+#[derive(Clone, Copy)]
+pub(super) struct Head {
+    pub(super) kind: u16,
+    pub(super) flags: u16,
+    pub(super) family: u8,
+}
+
 /// One message with its sequence number.
-pub(super) fn message(kind: u16, flags: u16, sequence: u32, family: u8, resource: u16, attributes: &Attributes) -> Vec<u8> {
+pub(super) fn message(head: Head, sequence: u32, attributes: &Attributes) -> Vec<u8> {
+    // A batch's frame says for which subsystem it is; other messages leave the field empty.
+    let resource = if head.family == 0 { number::SUBSYSTEM } else { 0 };
     let length = u32::try_from(HEADER + attributes.0.len()).unwrap_or(u32::MAX);
     let mut bytes = Vec::with_capacity(HEADER + attributes.0.len());
     bytes.extend(length.to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend((flags | number::REQUEST).to_ne_bytes());
+    bytes.extend(head.kind.to_ne_bytes());
+    bytes.extend((head.flags | number::REQUEST).to_ne_bytes());
     bytes.extend(sequence.to_ne_bytes());
     bytes.extend(0_u32.to_ne_bytes());
-    bytes.extend([family, 0]);
+    bytes.extend([head.family, 0]);
     bytes.extend(resource.to_be_bytes());
     bytes.extend(&attributes.0);
     bytes
@@ -146,7 +156,7 @@ mod tests {
 
     #[test]
     fn replies_that_are_cut_or_lie_about_their_length_end_the_list() {
-        let whole = message(number::NEW_TABLE, 0, 5, 2, 0, Attributes::default().text(1, "t"));
+        let whole = message(Head { kind: number::NEW_TABLE, flags: 0, family: 2 }, 5, Attributes::default().text(1, "t"));
         let mut two = [whole.clone(), whole.clone()].concat();
         assert_eq!(replies(&two).map(|reply| (reply.kind, reply.sequence)).collect::<Vec<_>>(), [(number::NEW_TABLE, 5); 2]);
         two.truncate(whole.len() + 10);

@@ -45,7 +45,7 @@ impl Nft {
 impl Redirect for Nft {
     async fn state(&self, netns: &NetNs) -> Result<State> {
         let options = self.options;
-        inside::inside(netns, &code::REDIRECT_FAILED, move || {
+        let rules = inside::inside(netns, &code::REDIRECT_FAILED, move || {
             let mut kernel = Kernel::open()?;
             let mut found = Vec::new();
             for family in [Family::V4, Family::V6] {
@@ -61,7 +61,11 @@ impl Redirect for Nft {
                 () => State::Outdated,
             })
         })
-        .await
+        .await?;
+        match rules {
+            State::Redirecting if !routes::installed(netns).await? => Ok(State::Outdated),
+            state => Ok(state),
+        }
     }
 
     async fn apply(&self, netns: &NetNs) -> Result<()> {
@@ -75,6 +79,8 @@ impl Redirect for Nft {
     }
 
     async fn remove(&self, netns: &NetNs) -> Result<()> {
+        // The table goes last: as long as it is there the namespace counts as not clean.
+        routes::remove(netns).await?;
         inside::inside(netns, &code::REDIRECT_FAILED, || {
             let mut kernel = Kernel::open()?;
             let families = families(&mut kernel, &[])?;
@@ -87,8 +93,7 @@ impl Redirect for Nft {
             }
             kernel.commit(batch)
         })
-        .await?;
-        routes::remove(netns).await
+        .await
     }
 
     async fn connections(&self, netns: &NetNs) -> Result<usize> {
