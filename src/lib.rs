@@ -4,6 +4,7 @@
 //! `base`, `wire` ← `config`, `telemetry`, `net`, `tls`, `identity`, `zds` ← `hbone`, `mesh` ← `policy`, `xds` ←
 //! `proxy`, `agent`, `control` ← `admin` ← `demo`, `cli`. `tests/rooms.rs` keeps the order.
 
+pub mod agent;
 pub mod base;
 pub mod cli;
 pub mod config;
