@@ -1,0 +1,388 @@
+//! A proxied connection as an event: told once, it becomes metrics and a line of the access log.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::metrics::{CodeLabel, Metrics};
+use crate::base::{Error, Result, Str};
+
+/// Labels of the TCP metrics, in the order they are printed. Empty prints `unknown`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Labels {
+    reporter: &'static str,
+    source_workload: Text,
+    source_canonical_service: Text,
+    source_canonical_revision: Text,
+    source_workload_namespace: Text,
+    source_principal: Text,
+    source_app: Text,
+    source_version: Text,
+    source_cluster: Text,
+    destination_service: Text,
+    destination_service_namespace: Text,
+    destination_service_name: Text,
+    destination_workload: Text,
+    destination_canonical_service: Text,
+    destination_canonical_revision: Text,
+    destination_workload_namespace: Text,
+    destination_principal: Text,
+    destination_app: Text,
+    destination_version: Text,
+    destination_cluster: Text,
+    request_protocol: &'static str,
+    response_flags: &'static str,
+    connection_security_policy: &'static str,
+}
+
+impl Labels {
+    fn with_flags(&self, flags: &'static str) -> Self {
+        Self { response_flags: flags, ..self.clone() }
+    }
+
+    /// Only what cannot grow without bound.
+    fn anonymous(&self) -> Self {
+        Self {
+            reporter: self.reporter,
+            request_protocol: self.request_protocol,
+            response_flags: self.response_flags,
+            connection_security_policy: self.connection_security_policy,
+            ..Self::default()
+        }
+    }
+}
+
+/// A label value.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Text(Option<Str>);
+
+impl prometheus_client::encoding::EncodeLabelValue for Text {
+    fn encode(&self, encoder: &mut prometheus_client::encoding::LabelValueEncoder<'_>) -> std::result::Result<(), std::fmt::Error> {
+        std::fmt::Write::write_str(encoder, self.0.as_deref().unwrap_or("unknown"))
+    }
+}
+
+/// The families of the TCP metrics.
+#[derive(Debug)]
+pub struct TcpMetrics {
+    opened: Family<Labels, Counter>,
+    closed: Family<Labels, Counter>,
+    failed: Family<Labels, Counter>,
+    received: Family<Labels, Counter>,
+    sent: Family<Labels, Counter>,
+    /// How many pods use a label set.
+    users: Mutex<HashMap<Labels, usize>>,
+}
+
+/// Label sets that one pod may bring into being. Above, the other end is reported as unknown.
+const SERIES_PER_POD: usize = 4096;
+
+/// The metric series of one pod. They are forgotten with it, unless another pod has the same.
+#[derive(Debug)]
+pub struct Series {
+    metrics: Arc<Metrics>,
+    used: Mutex<HashSet<Labels>>,
+}
+
+impl Series {
+    /// None yet.
+    pub fn new(metrics: &Arc<Metrics>) -> Self {
+        Self { metrics: metrics.clone(), used: Mutex::default() }
+    }
+
+    fn admit(&self, labels: Labels) -> Labels {
+        let mut used = self.used.lock();
+        if used.contains(&labels) {
+            return labels;
+        }
+        let labels = if used.len() < SERIES_PER_POD { labels } else { labels.anonymous() };
+        if used.insert(labels.clone()) {
+            *self.metrics.tcp.users.lock().entry(labels.clone()).or_default() += 1;
+        }
+        labels
+    }
+}
+
+impl Drop for Series {
+    fn drop(&mut self) {
+        let mut users = self.metrics.tcp.users.lock();
+        for labels in self.used.get_mut().drain() {
+            let Some(count) = users.get_mut(&labels) else { continue };
+            *count -= 1;
+            if *count == 0 {
+                users.remove(&labels);
+                self.metrics.tcp.remove(&labels);
+            }
+        }
+    }
+}
+
+impl TcpMetrics {
+    fn remove(&self, labels: &Labels) {
+        for family in [&self.opened, &self.received, &self.sent] {
+            family.remove(labels);
+        }
+        for flags in crate::base::code::ALL.iter().map(|code| code.flag).chain(["-"]) {
+            let labels = labels.with_flags(flags);
+            self.closed.remove(&labels);
+            self.failed.remove(&labels);
+        }
+    }
+
+    /// Adds the families to `registry`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            opened: Family::default(),
+            closed: Family::default(),
+            failed: Family::default(),
+            received: Family::default(),
+            sent: Family::default(),
+            users: Mutex::default(),
+        };
+        registry.register("tcp_connections_opened", "Connections opened", metrics.opened.clone());
+        registry.register("tcp_connections_closed", "Connections closed", metrics.closed.clone());
+        registry.register("tcp_connections_failed", "Connections that failed", metrics.failed.clone());
+        registry.register_with_unit("tcp_received", "Bytes from client to server", Unit::Bytes, metrics.received.clone());
+        registry.register_with_unit("tcp_sent", "Bytes from server to client", Unit::Bytes, metrics.sent.clone());
+        metrics
+    }
+}
+
+/// Which end of the connection this proxy is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// The client is a local pod.
+    Outbound,
+    /// The server is a local pod.
+    Inbound,
+}
+
+impl Direction {
+    /// The `reporter` label.
+    pub fn reporter(self) -> &'static str {
+        match self {
+            Direction::Outbound => "source",
+            Direction::Inbound => "destination",
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Direction::Outbound => "outbound",
+            Direction::Inbound => "inbound",
+        }
+    }
+}
+
+/// One end of a connection as far as it is known.
+#[derive(Clone, Debug, Default)]
+pub struct Party {
+    /// Pod name.
+    pub pod: Option<Str>,
+    /// Deployment or the like.
+    pub workload: Option<Str>,
+    /// Namespace.
+    pub namespace: Option<Str>,
+    /// Canonical service.
+    pub app: Option<Str>,
+    /// Canonical revision.
+    pub version: Option<Str>,
+    /// Cluster.
+    pub cluster: Option<Str>,
+    /// SPIFFE id, from TLS only for the source.
+    pub principal: Option<Str>,
+}
+
+/// The service a connection was for.
+#[derive(Clone, Debug, Default)]
+pub struct ServiceName {
+    /// Hostname.
+    pub hostname: Str,
+    /// Short name.
+    pub name: Str,
+    /// Namespace.
+    pub namespace: Str,
+}
+
+/// Everything that metrics and log say about a connection.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Which end this is.
+    pub direction: Direction,
+    /// The client.
+    pub source: Party,
+    /// The server.
+    pub destination: Party,
+    /// The service.
+    pub service: Option<ServiceName>,
+    /// Client address.
+    pub source_addr: SocketAddr,
+    /// Next hop.
+    pub destination_addr: SocketAddr,
+    /// `:authority` of the tunnel.
+    pub hbone_target: Option<String>,
+    /// Whether it is carried in mutual TLS.
+    pub mutual_tls: bool,
+}
+
+/// An open connection. Finish it; one that is dropped counts as ended by a drain.
+#[derive(Debug)]
+pub struct Connection {
+    metrics: Arc<Metrics>,
+    labels: Labels,
+    facts: Facts,
+    started: Instant,
+    client_bytes: Counted,
+    server_bytes: Counted,
+    finished: bool,
+}
+
+#[derive(Debug)]
+struct Counted {
+    family: Counter,
+    own: AtomicU64,
+}
+
+impl Counted {
+    fn add(&self, bytes: usize) {
+        self.family.inc_by(bytes as u64);
+        self.own.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+impl Connection {
+    /// Counts and logs an opened connection.
+    pub fn open(metrics: &Arc<Metrics>, series: &Series, facts: Facts) -> Self {
+        let labels = series.admit(facts.labels());
+        metrics.tcp.opened.get_or_create(&labels).inc();
+        let client_bytes = Counted { family: metrics.tcp.received.get_or_create(&labels).clone(), own: AtomicU64::new(0) };
+        let server_bytes = Counted { family: metrics.tcp.sent.get_or_create(&labels).clone(), own: AtomicU64::new(0) };
+        let (source, hop, direction) = (facts.source_addr, facts.destination_addr, facts.direction.name());
+        tracing::event!(target: "access", parent: None, tracing::Level::DEBUG, src.addr = %source, dst.addr = %hop, direction, "connection opened");
+        Self { metrics: metrics.clone(), labels, facts, started: Instant::now(), client_bytes, server_bytes, finished: false }
+    }
+
+    /// Bytes went from client to server.
+    pub fn received(&self, bytes: usize) {
+        self.client_bytes.add(bytes);
+    }
+
+    /// Bytes went from server to client.
+    pub fn sent(&self, bytes: usize) {
+        self.server_bytes.add(bytes);
+    }
+
+    /// What is known about it.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Counts and logs the end.
+    pub fn finish(mut self, result: Result<()>) {
+        self.close(result.err());
+    }
+
+    fn close(&mut self, error: Option<Error>) {
+        if std::mem::replace(&mut self.finished, true) {
+            return;
+        }
+        let labels = self.labels.with_flags(error.as_ref().map_or("-", |error| error.code().flag));
+        self.metrics.tcp.closed.get_or_create(&labels).inc();
+        if let Some(error) = &error {
+            self.metrics.tcp.failed.get_or_create(&labels).inc();
+            self.metrics.refused.get_or_create(&CodeLabel { code: error.code().id }).inc();
+        }
+        let (received, sent) = (self.client_bytes.own.load(Ordering::Relaxed), self.server_bytes.own.load(Ordering::Relaxed));
+        self.facts.log(error.as_ref(), received, sent, self.started);
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.close(Some(Error::new(&crate::base::code::DRAINED, "connection closed due to connection drain")));
+    }
+}
+
+impl Facts {
+    fn labels(&self) -> Labels {
+        let service = self.service.as_ref();
+        let (source, destination) = (&self.source, &self.destination);
+        Labels {
+            reporter: self.direction.reporter(),
+            source_workload: Text(source.workload.clone()),
+            source_canonical_service: Text(source.app.clone()),
+            source_canonical_revision: Text(source.version.clone()),
+            source_workload_namespace: Text(source.namespace.clone()),
+            source_principal: Text(source.principal.clone().filter(|_| self.mutual_tls)),
+            source_app: Text(source.app.clone()),
+            source_version: Text(source.version.clone()),
+            source_cluster: Text(source.cluster.clone()),
+            destination_service: Text(service.map(|service| service.hostname.clone())),
+            destination_service_namespace: Text(service.map(|service| service.namespace.clone())),
+            destination_service_name: Text(service.map(|service| service.name.clone())),
+            destination_workload: Text(destination.workload.clone()),
+            destination_canonical_service: Text(destination.app.clone()),
+            destination_canonical_revision: Text(destination.version.clone()),
+            destination_workload_namespace: Text(destination.namespace.clone()),
+            destination_principal: Text(destination.principal.clone()),
+            destination_app: Text(destination.app.clone()),
+            destination_version: Text(destination.version.clone()),
+            destination_cluster: Text(destination.cluster.clone()),
+            request_protocol: "tcp",
+            response_flags: "-",
+            connection_security_policy: if self.mutual_tls { "mutual_tls" } else { "unknown" },
+        }
+    }
+
+    /// One line. Bytes are from this proxy's point of view: outbound sends what the client said.
+    fn log(&self, error: Option<&Error>, received: u64, sent: u64, started: Instant) {
+        let (bytes_sent, bytes_recv) = match self.direction {
+            Direction::Outbound => (received, sent),
+            Direction::Inbound => (sent, received),
+        };
+        let identity = |party: &Party| party.principal.clone().filter(|_| self.mutual_tls).map(|id| id.to_string());
+        macro_rules! line {
+            ($level:ident, $message:literal) => {
+                tracing::event!(target: "access", parent: None, tracing::Level::$level,
+                    src.addr = %self.source_addr,
+                    src.workload = self.source.pod.as_deref().or(self.source.workload.as_deref()),
+                    src.namespace = self.source.namespace.as_deref(),
+                    src.identity = identity(&self.source).as_deref(),
+                    src.cluster = self.source.cluster.as_deref(),
+                    dst.addr = %self.destination_addr,
+                    dst.hbone_addr = self.hbone_target.as_deref(),
+                    dst.service = self.service.as_ref().map(|service| &*service.hostname),
+                    dst.workload = self.destination.pod.as_deref().or(self.destination.workload.as_deref()),
+                    dst.namespace = self.destination.namespace.as_deref(),
+                    dst.identity = identity(&self.destination).as_deref(),
+                    dst.cluster = self.destination.cluster.as_deref(),
+                    direction = self.direction.name(),
+                    bytes_sent,
+                    bytes_recv,
+                    duration = format!("{}ms", started.elapsed().as_millis()),
+                    error = error.map(tracing::field::display),
+                    code = error.map(|error| error.code().id),
+                    $message
+                )
+            };
+        }
+        match error {
+            None => line!(INFO, "connection complete"),
+            Some(_) => line!(ERROR, "connection complete"),
+        }
+    }
+}
+
+/// A connection that was refused before anything about it was known: counted by code, and logged.
+pub fn refuse(metrics: &Metrics, direction: Direction, source: SocketAddr, destination: SocketAddr, error: &Error) {
+    metrics.refused.get_or_create(&CodeLabel { code: error.code().id }).inc();
+    tracing::event!(target: "access", parent: None, tracing::Level::WARN, src.addr = %source, dst.addr = %destination, direction = direction.name(), error = %error, code = error.code().id, "connection failed");
+}
