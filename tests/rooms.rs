@@ -1,5 +1,7 @@
 //! The rooms of `src/` depend on each other in one direction only.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests are test code")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -73,7 +75,9 @@ fn uses() -> BTreeMap<String, BTreeMap<String, PathBuf>> {
         let text = std::fs::read_to_string(&file).expect("source");
         // Tests may look at anything: they are not part of the house.
         let code = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
-        if file.file_name().is_some_and(|name| name.to_string_lossy().ends_with("tests.rs")) || file.components().any(|part| part.as_os_str() == "tests") {
+        if file.file_name().is_some_and(|name| name.to_string_lossy().ends_with("tests.rs"))
+            || file.components().any(|part| part.as_os_str() == "tests")
+        {
             continue;
         }
         for other in code.split("crate::").skip(1) {

@@ -94,8 +94,7 @@ async fn stats(State(metrics): State<Arc<Metrics>>, headers: HeaderMap) -> Respo
         .get(header::ACCEPT)
         .and_then(|accept| accept.to_str().ok())
         .is_some_and(|accept| accept.contains("application/openmetrics-text"));
-    let content_type =
-        if openmetrics { "application/openmetrics-text;charset=utf-8;version=1.0.0" } else { "text/plain; charset=utf-8" };
+    let content_type = if openmetrics { "application/openmetrics-text;charset=utf-8;version=1.0.0" } else { "text/plain; charset=utf-8" };
     match metrics.encode() {
         Ok(page) => ([(header::CONTENT_TYPE, content_type)], page).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),

@@ -48,11 +48,12 @@ pub async fn serve(listener: TcpListener, router: Router, mut drain: Watch) {
 async fn one(stream: TcpStream, router: Router) {
     let _ = stream.set_nodelay(true);
     let service = TowerToHyperService::new(router.into_service::<Incoming>());
-    let connection =
-        http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).half_close(true).max_buf_size(8192).serve_connection(
-            TokioIo::new(stream),
-            service,
-        );
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .half_close(true)
+        .max_buf_size(8192)
+        .serve_connection(TokioIo::new(stream), service);
     match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "HTTP connection ended"),

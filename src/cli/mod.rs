@@ -1,14 +1,18 @@
 //! The command line: one file per role or verb.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+use crate::base::drain::{self, Watch};
 use crate::base::{Error, Result, code};
 use crate::config::{Env, env};
 use crate::telemetry::log;
+use shutdown::Signals;
 
 pub mod agent;
+pub mod control;
 mod explain;
 mod proxy;
 mod settings;
@@ -28,6 +32,8 @@ enum Role {
     Proxy(proxy::Arguments),
     /// Node agent: redirects the traffic of this node's pods and hands them to the proxy.
     Agent(agent::Args),
+    /// Control plane: tells proxies about the mesh and signs their certificates.
+    Control(control::Args),
     /// Says what an error code means and what to do about it.
     Explain(explain::Arguments),
     /// Prints the settings of `warren proxy` as a Markdown page.
@@ -50,14 +56,15 @@ pub fn main() -> ExitCode {
 fn run(role: Role) -> Result<ExitCode> {
     match role {
         Role::Proxy(arguments) => proxy::run(arguments),
-        Role::Agent(arguments) => served(agent::run(arguments)),
+        Role::Agent(arguments) => until_signal(|drain| agent::run(arguments, drain)),
+        Role::Control(arguments) => until_signal(|drain| control::run(arguments, drain)),
         Role::Explain(arguments) => explain::run(&arguments),
         Role::Settings => settings::run(),
     }
 }
 
-/// Runs a role that is one task and its helpers, with the process log.
-fn served(role: impl Future<Output = Result<()>>) -> Result<ExitCode> {
+/// Runs a role, with the process log, until it ends by itself or a signal asks it to and it has drained.
+fn until_signal<F: Future<Output = Result<()>>>(role: impl FnOnce(Watch) -> F) -> Result<ExitCode> {
     let vars = Env::process();
     let format = match vars.some(&env::LOG_FORMAT) {
         Some("json") => log::Format::Json,
@@ -69,7 +76,27 @@ fn served(role: impl Future<Output = Result<()>>) -> Result<ExitCode> {
         .enable_all()
         .build()
         .map_err(|error| Error::caused(&code::NO_PERMISSION, "cannot start threads", error))?;
-    runtime.block_on(role)?;
-    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
-    Ok(ExitCode::SUCCESS)
+    let status = runtime.block_on(async {
+        let mut signals = Signals::listen()?;
+        let (trigger, watch) = drain::new();
+        let role = role(watch);
+        tokio::pin!(role);
+        let signal = tokio::select! {
+            ended = &mut role => return ended.map(|()| ExitCode::SUCCESS),
+            signal = signals.first() => signal,
+        };
+        tracing::info!(signal, "ending");
+        let mut ended = Ok(());
+        let end = async {
+            let draining = trigger.drain(DRAIN_LIMIT);
+            tokio::join!(async { ended = role.await }, draining);
+        };
+        let status = signals.finish(end).await;
+        ended.map(|()| status)
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    status
 }
+
+/// The longest a role may take to end after a signal; each has shorter limits of its own.
+const DRAIN_LIMIT: Duration = Duration::from_secs(60);

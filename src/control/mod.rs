@@ -2,5 +2,12 @@
 
 pub mod ads;
 pub mod ca;
+mod follow;
+mod health;
 pub mod index;
+mod server;
+pub mod source;
+mod tls;
 pub mod tokens;
+
+pub use server::{Control, Settings};

@@ -84,7 +84,7 @@ impl Tokens {
         };
         // All are compared, so that the time taken does not tell which one came close.
         let tokens = self.by_node.read();
-        let found = tokens.iter().filter(|(_, known)| is_equal(known, token)).map(|(node, _)| node.clone()).last();
+        let found = tokens.iter().fold(None, |found, (node, known)| if is_equal(known, token) { Some(node.clone()) } else { found });
         found.ok_or_else(|| refuse("the bearer token belongs to no node of the mesh"))
     }
 

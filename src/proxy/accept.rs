@@ -12,7 +12,7 @@ use crate::base::drain::{Mode, Watch};
 /// Accepts until the drain starts; each connection is a task that ends with its work or when the drain's time is over.
 ///
 /// `permits` bounds the connections that are open at once: at the bound new ones wait in the kernel's queue.
-pub async fn accept<F, Fut>(listener: TcpListener, permits: Arc<Semaphore>, mut drain: Watch, serve: F)
+pub(super) async fn accept<F, Fut>(listener: TcpListener, permits: Arc<Semaphore>, mut drain: Watch, serve: F)
 where
     F: Fn(TcpStream) -> Fut,
     Fut: Future<Output = ()> + Send + 'static,

@@ -17,8 +17,6 @@ pub(super) enum To {
     Destination,
     /// The application in the own pod.
     Application,
-    /// Another proxy.
-    Tunnel,
 }
 
 impl To {
@@ -26,7 +24,6 @@ impl To {
         match self {
             To::Destination => [&code::CONNECT_TIMEOUT, &code::DESTINATION_REFUSED, &code::DESTINATION_UNREACHABLE],
             To::Application => [&code::APP_TIMEOUT, &code::APP_REFUSED, &code::APP_UNREACHABLE],
-            To::Tunnel => [&code::TUNNEL_TIMEOUT, &code::TUNNEL_REFUSED, &code::DESTINATION_UNREACHABLE],
         }
     }
 }

@@ -8,14 +8,14 @@ use crate::base::Str;
 use crate::mesh::Workload;
 
 /// Workload metadata (W3C baggage): a comma list of `key=value`.
-pub const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
+pub(super) const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 /// The client and the service it asked for (RFC 7239).
-pub const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
+pub(super) const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 /// W3C trace context.
-pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The headers of a CONNECT request.
-pub fn request(source: &Workload, client: SocketAddr, service_host: Option<&str>, baggage_on: bool) -> HeaderMap {
+pub(super) fn request(source: &Workload, client: SocketAddr, service_host: Option<&str>, baggage_on: bool) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(3);
     if baggage_on {
         insert(&mut headers, BAGGAGE, &baggage(source));
@@ -27,7 +27,7 @@ pub fn request(source: &Workload, client: SocketAddr, service_host: Option<&str>
 }
 
 /// The headers of an answer.
-pub fn response(destination: &Workload, baggage_on: bool) -> HeaderMap {
+pub(super) fn response(destination: &Workload, baggage_on: bool) -> HeaderMap {
     let mut headers = HeaderMap::new();
     if baggage_on {
         insert(&mut headers, BAGGAGE, &baggage(destination));
@@ -36,7 +36,7 @@ pub fn response(destination: &Workload, baggage_on: bool) -> HeaderMap {
 }
 
 /// The service that the client asked for: `host=` in the first element of `forwarded`.
-pub fn forwarded_host(headers: &HeaderMap) -> Option<Str> {
+pub(super) fn forwarded_host(headers: &HeaderMap) -> Option<Str> {
     let text = headers.get(FORWARDED)?.to_str().ok()?;
     let first = text.split(',').next()?;
     let host = first.split(';').find_map(|part| part.trim().strip_prefix("host="))?.trim_matches('"');
@@ -86,10 +86,7 @@ mod tests {
         source.workload_name = "cart".into();
         source.canonical_name = "cart".into();
         let headers = request(&source, "10.0.0.7:4000".parse().expect("address"), Some("db.shop.svc.cluster.local"), true);
-        assert_eq!(
-            headers[BAGGAGE],
-            "k8s.cluster.name=Kubernetes,k8s.namespace.name=shop,k8s.deployment.name=cart,service.name=cart"
-        );
+        assert_eq!(headers[BAGGAGE], "k8s.cluster.name=Kubernetes,k8s.namespace.name=shop,k8s.deployment.name=cart,service.name=cart");
         assert_eq!(headers[FORWARDED], "for=\"10.0.0.7:4000\";host=db.shop.svc.cluster.local");
         assert_eq!(headers[TRACEPARENT].len(), 55);
         assert_eq!(forwarded_host(&headers).as_deref(), Some("db.shop.svc.cluster.local"));

@@ -144,21 +144,14 @@ impl Target {
 }
 
 /// The port of the application, and the service if there is one.
-fn find(
-    mesh: &Mesh,
-    workload: &Workload,
-    target: &Target,
-    own: IpAddr,
-    forwarded: Option<&str>,
-) -> Result<(u16, Option<Arc<Service>>)> {
+fn find(mesh: &Mesh, workload: &Workload, target: &Target, own: IpAddr, forwarded: Option<&str>) -> Result<(u16, Option<Arc<Service>>)> {
     match target {
         Target::Address(addr) if addr.ip() == own => Ok((addr.port(), guess_service(mesh, workload, addr.port(), forwarded))),
         Target::Address(addr) => Err(Error::new(&code::ADDRESS_MISMATCH, format!("ip mismatch: {own} != {}", addr.ip()))),
         Target::Name(host, port) => {
             let unknown = |what: &str| Error::new(&code::UNKNOWN_SERVICE, format!("{what}: {}:{port}", shorten(host)));
-            let service = mesh
-                .service_named(host, Some(&workload.namespace))
-                .ok_or_else(|| unknown("no service or workload for hostname"))?;
+            let service =
+                mesh.service_named(host, Some(&workload.namespace)).ok_or_else(|| unknown("no service or workload for hostname"))?;
             let endpoint = mesh
                 .endpoints(&service.key())
                 .find(|endpoint| endpoint.workload.uid == workload.uid)
@@ -186,9 +179,9 @@ async fn carry(pod: &Arc<Pod>, tunnel: &Tunnel, incoming: Incoming, admitted: Ad
     let mesh = pod.shared.mesh.snapshot();
     let address = NetworkAddress::new(pod.shared.settings.network.clone(), tunnel.peer.ip());
     // The address may have another owner by now; who the client is, only TLS says.
-    let source = mesh.workload_at(&address).filter(|source| {
-        source.namespace == tunnel.identity.namespace && source.service_account == tunnel.identity.service_account
-    });
+    let source = mesh
+        .workload_at(&address)
+        .filter(|source| source.namespace == tunnel.identity.namespace && source.service_account == tunnel.identity.service_account);
     let own_id = outbound::identity_of(&admitted.workload).ok();
     let mut source_party = party(source.map(Arc::as_ref), Some(&tunnel.identity));
     source_party.namespace.get_or_insert_with(|| tunnel.identity.namespace.clone());
@@ -203,11 +196,7 @@ async fn carry(pod: &Arc<Pod>, tunnel: &Tunnel, incoming: Incoming, admitted: Ad
         mutual_tls: true,
     };
     let connection = Connection::open(&pod.shared.metrics, &pod.series, facts);
-    let subject = Subject {
-        source: tunnel.peer.addr(),
-        destination: admitted.application.addr(),
-        identity: Some(tunnel.identity.clone()),
-    };
+    let subject = Subject { source: tunnel.peer.addr(), destination: admitted.application.addr(), identity: Some(tunnel.identity.clone()) };
     let mut guard = pod.connections.inbound(subject.clone(), admitted.forwarded.clone(), true);
     let result = match pod.permit(&subject) {
         None => {

@@ -60,9 +60,7 @@ pub(super) struct Pod {
 impl Pod {
     /// Why policy refuses a connection now; `None` lets it through.
     pub(super) fn permit(&self, subject: &Subject) -> Option<Error> {
-        self.refusal(subject).map(|reason| {
-            Error::new(&code::POLICY_DENIED, format!("connection closed due to policy rejection: {reason}"))
-        })
+        self.refusal(subject).map(|reason| Error::new(&code::POLICY_DENIED, format!("connection closed due to policy rejection: {reason}")))
     }
 
     /// The same for a connection that is open.
@@ -152,12 +150,8 @@ impl Pods {
             service_account: info.service_account.as_str().into(),
         };
         let settings = &self.shared.settings.sockets;
-        let sockets = SocketFactory {
-            netns: Some(netns),
-            mark: Some(settings.mark),
-            reuse_port: settings.reuse_port,
-            keepalive: settings.keepalive,
-        };
+        let sockets =
+            SocketFactory { netns: Some(netns), mark: Some(settings.mark), reuse_port: settings.reuse_port, keepalive: settings.keepalive };
         // Sockets belong to the runtime that carries connections, not to the one that talks to the agent.
         let _data_plane = self.shared.data_plane.enter();
         let listen = |port| {
@@ -258,9 +252,7 @@ fn spawn_listeners(pod: &Arc<Pod>, [out, plain, tunnels]: [TcpListener; 3], watc
     let owner = pod.clone();
     tokio::spawn(accept::accept(plain, permits(), watch.clone(), move |stream| passthrough::serve(owner.clone(), stream)));
     let (owner, drain) = (pod.clone(), watch.clone());
-    tokio::spawn(accept::accept(tunnels, permits(), watch.clone(), move |stream| {
-        inbound::serve(owner.clone(), stream, drain.clone())
-    }));
+    tokio::spawn(accept::accept(tunnels, permits(), watch.clone(), move |stream| inbound::serve(owner.clone(), stream, drain.clone())));
 }
 
 /// Asks policy again about open connections whenever the mesh changes.

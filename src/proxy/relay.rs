@@ -22,17 +22,17 @@ const LARGE: usize = 256 * 1024;
 /// Says how many bytes went each way, as they go.
 pub(super) trait Count: Sync {
     /// Bytes from the client arrived at the server's side.
-    fn from_client(&self, bytes: usize);
+    fn client_sent(&self, bytes: usize);
     /// Bytes from the server arrived at the client's side.
-    fn from_server(&self, bytes: usize);
+    fn server_sent(&self, bytes: usize);
 }
 
 impl Count for crate::telemetry::tcp::Connection {
-    fn from_client(&self, bytes: usize) {
+    fn client_sent(&self, bytes: usize) {
         self.received(bytes);
     }
 
-    fn from_server(&self, bytes: usize) {
+    fn server_sent(&self, bytes: usize) {
         self.sent(bytes);
     }
 }
@@ -45,8 +45,8 @@ impl Count for crate::telemetry::tcp::Connection {
 /// RELAY_FAILED when a side broke in any other way; both are then reset.
 pub(super) async fn tcp_to_tcp(client: &TcpStream, server: &TcpStream, count: &impl Count) -> Result<()> {
     let result = tokio::try_join!(
-        tcp_half(client, server, ["client", "destination"], |bytes| count.from_client(bytes)),
-        tcp_half(server, client, ["destination", "client"], |bytes| count.from_server(bytes)),
+        tcp_half(client, server, ["client", "destination"], |bytes| count.client_sent(bytes)),
+        tcp_half(server, client, ["destination", "client"], |bytes| count.server_sent(bytes)),
     );
     if result.is_err() {
         reset(client);
@@ -111,15 +111,15 @@ impl Side {
 
     fn count_from(self, count: &impl Count, bytes: usize) {
         match self {
-            Side::Client => count.from_client(bytes),
-            Side::Server => count.from_server(bytes),
+            Side::Client => count.client_sent(bytes),
+            Side::Server => count.server_sent(bytes),
         }
     }
 
     fn count_to(self, count: &impl Count, bytes: usize) {
         match self {
-            Side::Client => count.from_server(bytes),
-            Side::Server => count.from_client(bytes),
+            Side::Client => count.server_sent(bytes),
+            Side::Server => count.client_sent(bytes),
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::identity::SpiffeId;
 
 /// What policy is asked about a connection.
 #[derive(Clone, Debug)]
-pub struct Subject {
+pub(super) struct Subject {
     /// The client.
     pub source: SocketAddr,
     /// The application's address.
@@ -48,7 +48,7 @@ pub struct Entry {
 
 /// The open connections of one pod. An entry lives as long as its guard.
 #[derive(Debug, Default)]
-pub struct Connections {
+pub(super) struct Connections {
     next: AtomicU64,
     inbound: Mutex<HashMap<u64, Inbound>>,
     outbound: Mutex<HashMap<u64, Entry>>,
@@ -56,7 +56,7 @@ pub struct Connections {
 
 impl Connections {
     /// Takes an inbound connection in. Call it before policy is asked, so that no change is missed between.
-    pub fn inbound(self: &Arc<Self>, subject: Subject, forwarded: Option<Str>, tunnelled: bool) -> InboundGuard {
+    pub(super) fn inbound(self: &Arc<Self>, subject: Subject, forwarded: Option<Str>, tunnelled: bool) -> InboundGuard {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (cut, hear) = watch::channel(None);
         self.inbound.lock().insert(id, Inbound { subject, forwarded, tunnelled, cut });
@@ -64,14 +64,14 @@ impl Connections {
     }
 
     /// Takes an outbound connection in.
-    pub fn outbound(self: &Arc<Self>, entry: Entry) -> OutboundGuard {
+    pub(super) fn outbound(self: &Arc<Self>, entry: Entry) -> OutboundGuard {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.outbound.lock().insert(id, entry);
         OutboundGuard { id, connections: Arc::clone(self) }
     }
 
     /// Asks `verdict` about every inbound connection and cuts those that it refuses.
-    pub fn review(&self, verdict: impl Fn(&Subject) -> Option<Error>) {
+    pub(super) fn review(&self, verdict: impl Fn(&Subject) -> Option<Error>) {
         for connection in self.inbound.lock().values() {
             if connection.cut.borrow().is_none()
                 && let Some(error) = verdict(&connection.subject)
@@ -82,7 +82,7 @@ impl Connections {
     }
 
     /// All of them: inbound, outbound.
-    pub fn list(&self) -> (Vec<Entry>, Vec<Entry>) {
+    pub(super) fn list(&self) -> (Vec<Entry>, Vec<Entry>) {
         let inbound = self.inbound.lock().values().map(Inbound::entry).collect();
         let outbound = self.outbound.lock().values().cloned().collect();
         (inbound, outbound)
@@ -102,7 +102,7 @@ impl Inbound {
 
 /// An inbound connection's place in the list.
 #[derive(Debug)]
-pub struct InboundGuard {
+pub(super) struct InboundGuard {
     id: u64,
     connections: Arc<Connections>,
     hear: watch::Receiver<Option<Error>>,
@@ -110,7 +110,7 @@ pub struct InboundGuard {
 
 impl InboundGuard {
     /// Returns the reason when the connection must end.
-    pub async fn cut(&mut self) -> Error {
+    pub(super) async fn cut(&mut self) -> Error {
         let reason = self.hear.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
         match reason {
             Some(reason) => reason,
@@ -128,7 +128,7 @@ impl Drop for InboundGuard {
 
 /// An outbound connection's place in the list.
 #[derive(Debug)]
-pub struct OutboundGuard {
+pub(super) struct OutboundGuard {
     id: u64,
     connections: Arc<Connections>,
 }

@@ -125,6 +125,8 @@ impl ClientStream {
                     if changed.is_err() {
                         return Ok("draining");
                     }
+                    // First room, then the state: what a slow client is sent is the latest, never a queued one.
+                    self.room().await?;
                     let index = self.index.borrow_and_update().clone();
                     if !self.tokens.knows(&self.node) {
                         return Err(Status::permission_denied(format!("node {} is no longer part of the mesh (W7003)", self.node)));
@@ -154,14 +156,23 @@ impl ClientStream {
         }
     }
 
+    /// Returns when the transport has taken what was sent before.
+    async fn room(&self) -> std::result::Result<(), Status> {
+        self.in_time(self.sender.reserve()).await.map(drop)
+    }
+
     async fn send(&mut self, response: DeltaDiscoveryResponse) -> std::result::Result<(), Status> {
         tracing::debug!(
             node = %self.node, type_url = response.type_url, nonce = response.nonce,
             resources = response.resources.len(), removed = response.removed_resources.len(), "sending"
         );
         self.counters.responses.fetch_add(1, Ordering::Relaxed);
-        match tokio::time::timeout(SEND_LIMIT, self.sender.send(Ok(response))).await {
-            Ok(Ok(())) => Ok(()),
+        self.in_time(self.sender.send(Ok(response))).await
+    }
+
+    async fn in_time<T, E>(&self, taken: impl Future<Output = std::result::Result<T, E>>) -> std::result::Result<T, Status> {
+        match tokio::time::timeout(SEND_LIMIT, taken).await {
+            Ok(Ok(value)) => Ok(value),
             Ok(Err(_)) => Err(Status::cancelled("the client went away")),
             Err(_) => Err(Status::deadline_exceeded(format!("the client took nothing for {SEND_LIMIT:?}"))),
         }

@@ -27,7 +27,7 @@ pub(super) fn verified_key(pem: &str) -> Result<SubjectPublicKeyInfo> {
     }
     let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).map_err(|_| invalid("not in PEM (CERTIFICATE REQUEST)"))?;
     let request = match X509CertificationRequest::from_der(&der) {
-        Ok((rest, request)) if rest.is_empty() => request,
+        Ok(([], request)) => request,
         _ => return Err(invalid("not PKCS#10")),
     };
     let key = &request.certification_request_info.subject_pki;

@@ -7,5 +7,7 @@ mod service;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use authority::Purpose;
 pub use authority::{Authority, Issued};
 pub use service::Ca;
+pub(crate) use service::MAX_MESSAGE;

@@ -88,7 +88,7 @@ fn requests_are_accepted_by_key_and_proof() {
         (" ".repeat(70_000), "larger than"),
     ];
     for (text, reason) in cases {
-        let error = csr::verified_key(&text).err().expect(reason);
+        let error = csr::verified_key(&text).map(|_| ()).expect_err(reason);
         assert_eq!(error.code(), &code::CSR_INVALID);
         assert!(error.detail().contains(reason), "{reason}: {error}");
     }
@@ -148,12 +148,13 @@ fn unusable_material_is_refused_with_the_file() {
         let key = KeyPair::generate().unwrap();
         plug_in(dir.path(), &key, &key.serialize_pem());
         change(dir.path());
-        let error = Authority::open(dir.path(), "cluster.local").err().expect("refused");
+        let error = Authority::open(dir.path(), "cluster.local").expect_err("refused");
         assert_eq!(error.code(), &code::CA_MATERIAL);
         error.to_string()
     };
     let other = KeyPair::generate().unwrap();
-    let cases: [(&str, &dyn Fn(&Path)); 6] = [
+    type Change<'a> = &'a dyn Fn(&Path);
+    let cases: [(&str, Change<'_>); 6] = [
         ("mode 0644", &|dir| fs::set_permissions(dir.join("ca-key.pem"), fs::Permissions::from_mode(0o644)).unwrap()),
         ("ca-key.pem: No such file", &|dir| fs::remove_file(dir.join("ca-key.pem")).unwrap()),
         ("root-cert.pem: No such file", &|dir| fs::remove_file(dir.join("root-cert.pem")).unwrap()),
