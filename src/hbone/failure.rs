@@ -4,12 +4,23 @@ use crate::base::{Error, code};
 
 /// An error of one stream, seen while `doing`.
 pub(super) fn of_stream(doing: &str, error: h2::Error) -> Error {
-    if error.is_reset() {
-        let who = if error.is_remote() { "the peer" } else { "this proxy" };
-        let reason = error.reason().unwrap_or(h2::Reason::INTERNAL_ERROR);
-        return Error::new(&code::RELAY_FAILED, format!("{doing}: {who} reset the stream: {reason:?}"));
+    if !error.is_reset() {
+        return of_connection(doing, error);
     }
-    of_connection(doing, error)
+    let reason = error.reason().unwrap_or(h2::Reason::INTERNAL_ERROR);
+    if error.is_remote() {
+        return of_reset(doing, reason);
+    }
+    Error::new(&code::RELAY_FAILED, format!("{doing}: this proxy reset the stream: {reason:?}"))
+}
+
+/// The peer's reset of one stream.
+pub(super) fn of_reset(doing: &str, reason: h2::Reason) -> Error {
+    // RFC 9113 §7: CANCEL says "no longer needed", which is how a proxy passes on its application's own reset.
+    if reason == h2::Reason::CANCEL {
+        return Error::new(&code::STREAM_RESET, format!("{doing}: the application behind the peer reset the connection"));
+    }
+    Error::new(&code::RELAY_FAILED, format!("{doing}: the peer reset the stream: {reason:?}"))
 }
 
 /// An error of the whole tunnel.

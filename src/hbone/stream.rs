@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 
-use super::failure::of_stream;
+use super::failure::{of_reset, of_stream};
 use super::link::Link;
 use crate::base::{Error, Result, code};
 
@@ -133,7 +133,7 @@ impl Send {
     pub async fn closed(&mut self) -> Error {
         let closed = poll_fn(|cx| self.inner.poll_reset(cx)).await;
         match closed {
-            Ok(reason) => Error::new(&code::RELAY_FAILED, format!("sending: the peer reset the stream: {reason:?}")),
+            Ok(reason) => of_reset("sending", reason),
             Err(error) => explain(&self.link, "sending", error),
         }
     }
