@@ -7,6 +7,7 @@
 pub mod base;
 pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod net;
 pub mod telemetry;
 pub mod wire;
