@@ -1,1 +1,3 @@
 //! The command line: one file per role or verb.
+
+pub mod demo;
