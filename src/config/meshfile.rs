@@ -1,11 +1,21 @@
 //! `mesh.yaml`: pods, services and policies of a mesh without Kubernetes, read by `control` and by `agent`.
 
+mod check;
+mod loaded;
+mod parse;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+use crate::base::{Error, Result, code};
+
+pub use loaded::{Kind, Loaded, load, parse};
 
 /// The whole file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +34,24 @@ pub struct MeshFile {
     #[serde(default)]
     pub policies: Vec<Policy>,
 }
+
+impl MeshFile {
+    /// The file's text: what [`parse`] reads back as an equal value.
+    ///
+    /// # Errors
+    /// A value that YAML cannot carry.
+    pub fn to_yaml(&self) -> Result<String> {
+        serde_saphyr::to_string(self).map_err(|error| Error::caused(&code::INTERNAL, "mesh file to YAML", error))
+    }
+
+    /// The trust domain, with its default.
+    pub fn trust_domain(&self) -> &str {
+        self.trust_domain.as_deref().unwrap_or(DEFAULT_TRUST_DOMAIN)
+    }
+}
+
+/// The trust domain of a file that names none.
+pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 
 /// One pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +86,13 @@ pub struct Pod {
     pub ready: bool,
 }
 
+impl Pod {
+    /// The given uid, or the one made of namespace and name: stable for as long as the pod is named so.
+    pub fn effective_uid(&self) -> String {
+        self.uid.clone().unwrap_or_else(|| format!("{}.{}", self.namespace, self.name))
+    }
+}
+
 /// One service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -78,6 +113,13 @@ pub struct Service {
     /// Pods of the same namespace with all these labels are its endpoints; empty selects none.
     #[serde(default)]
     pub selector: BTreeMap<String, String>,
+}
+
+impl Service {
+    /// The given host name, or `name.namespace.svc.cluster.local`.
+    pub fn effective_hostname(&self) -> String {
+        self.hostname.clone().unwrap_or_else(|| format!("{}.{}.svc.cluster.local", self.name, self.namespace))
+    }
 }
 
 /// One L4 authorization policy.

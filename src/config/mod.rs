@@ -3,6 +3,7 @@
 pub mod env;
 pub mod meshfile;
 pub mod settings;
+pub mod watch;
 
 pub use env::Env;
 pub use settings::Settings;

@@ -2,6 +2,7 @@
 //! that may hold `unsafe`, each with its reason.
 
 pub mod netns;
+pub mod seqpacket;
 pub mod socket;
 
 pub use netns::NetNs;

@@ -1,9 +1,14 @@
-//! The process log: one subscriber, plain or JSON, to stdout.
+//! The process log: one subscriber, plain or JSON, to stdout; its filter can be changed while the process runs.
 
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 
-use tracing_subscriber::EnvFilter;
+use parking_lot::Mutex;
+use tracing_subscriber::filter::Directive;
 use tracing_subscriber::fmt::time::UtcTime;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 use crate::base::{Error, Result, code};
 
@@ -17,17 +22,69 @@ pub enum Format {
     Json,
 }
 
-/// Starts logging. `filter` is a comma list of `level` and `target=level`.
+struct Control {
+    handle: reload::Handle<EnvFilter, Registry>,
+    default: String,
+    current: Mutex<String>,
+}
+
+static CONTROL: OnceLock<Control> = OnceLock::new();
+
+/// Starts logging. `filter` is a comma list of `level` and `target=level`. A second start in one process keeps the first.
 ///
 /// # Errors
 /// The filter cannot be parsed.
 pub fn init(format: Format, filter: &str) -> Result<()> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| Error::caused(&code::BAD_SETTING, format!("RUST_LOG={filter}"), error))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_timer(UtcTime::rfc_3339());
-    // A second start in one process (tests) keeps the first.
-    let _ = match format {
-        Format::Plain => builder.with_ansi(std::io::stdout().is_terminal()).try_init(),
-        Format::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),
+    let (filter_layer, handle) = reload::Layer::new(parse(filter)?);
+    let registry = tracing_subscriber::registry().with(filter_layer);
+    let started = match format {
+        Format::Plain => {
+            registry.with(fmt::layer().with_timer(UtcTime::rfc_3339()).with_ansi(std::io::stdout().is_terminal())).try_init()
+        }
+        Format::Json => registry.with(fmt::layer().json().flatten_event(true).with_timer(UtcTime::rfc_3339())).try_init(),
     };
+    if started.is_ok() {
+        let _ = CONTROL.set(Control { handle, default: filter.to_owned(), current: Mutex::new(filter.to_owned()) });
+    }
     Ok(())
+}
+
+/// The filter now.
+pub fn current() -> String {
+    CONTROL.get().map(|control| control.current.lock().clone()).unwrap_or_default()
+}
+
+/// Adds directives to the filter; a later one wins.
+///
+/// # Errors
+/// One of them is not `level` or `target=level`; nothing is changed.
+pub fn add(directives: &str) -> Result<()> {
+    for directive in directives.split(',') {
+        // A bare target would mean "everything of it", which is never what was meant by a misspelt level.
+        let level = directive.rsplit_once('=').map_or(directive, |(_, level)| level);
+        if level.parse::<tracing::level_filters::LevelFilter>().is_err() || directive.parse::<Directive>().is_err() {
+            return Err(Error::new(&code::BAD_SETTING, format!("log filter {directives:?}")));
+        }
+    }
+    change(|current| format!("{current},{directives}"))
+}
+
+/// Back to the filter that the process was started with.
+pub fn reset() {
+    if let Some(control) = CONTROL.get() {
+        let _ = change(|_| control.default.clone());
+    }
+}
+
+fn change(next: impl FnOnce(&str) -> String) -> Result<()> {
+    let Some(control) = CONTROL.get() else { return Ok(()) };
+    let mut current = control.current.lock();
+    let filter = parse(&next(&current))?;
+    // The filter prints itself without what was overridden, so that repeated changes do not pile up.
+    *current = filter.to_string();
+    control.handle.reload(filter).map_err(|error| Error::caused(&code::BAD_SETTING, "log filter", error))
+}
+
+fn parse(filter: &str) -> Result<EnvFilter> {
+    EnvFilter::try_new(filter).map_err(|error| Error::caused(&code::BAD_SETTING, format!("log filter {filter:?}"), error))
 }

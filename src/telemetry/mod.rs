@@ -3,6 +3,8 @@
 pub mod log;
 pub mod metrics;
 pub mod process;
+pub mod ready;
 pub mod tcp;
 
 pub use metrics::Metrics;
+pub use ready::Readiness;

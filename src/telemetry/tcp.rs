@@ -1,9 +1,12 @@
 //! A proxied connection as an event: told once, it becomes metrics and a line of the access log.
 
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -40,6 +43,23 @@ struct Labels {
     connection_security_policy: &'static str,
 }
 
+impl Labels {
+    fn with_flags(&self, flags: &'static str) -> Self {
+        Self { response_flags: flags, ..self.clone() }
+    }
+
+    /// Only what cannot grow without bound.
+    fn anonymous(&self) -> Self {
+        Self {
+            reporter: self.reporter,
+            request_protocol: self.request_protocol,
+            response_flags: self.response_flags,
+            connection_security_policy: self.connection_security_policy,
+            ..Self::default()
+        }
+    }
+}
+
 /// A label value.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Text(Option<Str>);
@@ -58,9 +78,65 @@ pub struct TcpMetrics {
     failed: Family<Labels, Counter>,
     received: Family<Labels, Counter>,
     sent: Family<Labels, Counter>,
+    /// How many pods use a label set.
+    users: Mutex<HashMap<Labels, usize>>,
+}
+
+/// Label sets that one pod may bring into being. Above, the other end is reported as unknown.
+const SERIES_PER_POD: usize = 4096;
+
+/// The metric series of one pod. They are forgotten with it, unless another pod has the same.
+#[derive(Debug)]
+pub struct Series {
+    metrics: Arc<Metrics>,
+    used: Mutex<HashSet<Labels>>,
+}
+
+impl Series {
+    /// None yet.
+    pub fn new(metrics: &Arc<Metrics>) -> Self {
+        Self { metrics: metrics.clone(), used: Mutex::default() }
+    }
+
+    fn admit(&self, labels: Labels) -> Labels {
+        let mut used = self.used.lock();
+        if used.contains(&labels) {
+            return labels;
+        }
+        let labels = if used.len() < SERIES_PER_POD { labels } else { labels.anonymous() };
+        if used.insert(labels.clone()) {
+            *self.metrics.tcp.users.lock().entry(labels.clone()).or_default() += 1;
+        }
+        labels
+    }
+}
+
+impl Drop for Series {
+    fn drop(&mut self) {
+        let mut users = self.metrics.tcp.users.lock();
+        for labels in self.used.get_mut().drain() {
+            let Some(count) = users.get_mut(&labels) else { continue };
+            *count -= 1;
+            if *count == 0 {
+                users.remove(&labels);
+                self.metrics.tcp.remove(&labels);
+            }
+        }
+    }
 }
 
 impl TcpMetrics {
+    fn remove(&self, labels: &Labels) {
+        for family in [&self.opened, &self.received, &self.sent] {
+            family.remove(labels);
+        }
+        for flags in crate::base::code::ALL.iter().map(|code| code.flag).chain(["-"]) {
+            let labels = labels.with_flags(flags);
+            self.closed.remove(&labels);
+            self.failed.remove(&labels);
+        }
+    }
+
     /// Adds the families to `registry`.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
@@ -69,6 +145,7 @@ impl TcpMetrics {
             failed: Family::default(),
             received: Family::default(),
             sent: Family::default(),
+            users: Mutex::default(),
         };
         registry.register("tcp_connections_opened", "Connections opened", metrics.opened.clone());
         registry.register("tcp_connections_closed", "Connections closed", metrics.closed.clone());
@@ -159,7 +236,8 @@ pub struct Facts {
 /// An open connection. Finish it; one that is dropped counts as ended by a drain.
 #[derive(Debug)]
 pub struct Connection {
-    metrics: std::sync::Arc<Metrics>,
+    metrics: Arc<Metrics>,
+    labels: Labels,
     facts: Facts,
     started: Instant,
     client_bytes: Counted,
@@ -182,13 +260,14 @@ impl Counted {
 
 impl Connection {
     /// Counts and logs an opened connection.
-    pub fn open(metrics: std::sync::Arc<Metrics>, facts: Facts) -> Self {
-        let labels = facts.labels("-");
+    pub fn open(metrics: &Arc<Metrics>, series: &Series, facts: Facts) -> Self {
+        let labels = series.admit(facts.labels());
         metrics.tcp.opened.get_or_create(&labels).inc();
         let client_bytes = Counted { family: metrics.tcp.received.get_or_create(&labels).clone(), own: AtomicU64::new(0) };
         let server_bytes = Counted { family: metrics.tcp.sent.get_or_create(&labels).clone(), own: AtomicU64::new(0) };
-        tracing::event!(target: "access", parent: None, tracing::Level::DEBUG, src.addr = %facts.source_addr, dst.addr = %facts.destination_addr, direction = facts.direction.name(), "connection opened");
-        Self { metrics, facts, started: Instant::now(), client_bytes, server_bytes, finished: false }
+        let (source, hop, direction) = (facts.source_addr, facts.destination_addr, facts.direction.name());
+        tracing::event!(target: "access", parent: None, tracing::Level::DEBUG, src.addr = %source, dst.addr = %hop, direction, "connection opened");
+        Self { metrics: metrics.clone(), labels, facts, started: Instant::now(), client_bytes, server_bytes, finished: false }
     }
 
     /// Bytes went from client to server.
@@ -215,7 +294,7 @@ impl Connection {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
-        let labels = self.facts.labels(error.as_ref().map_or("-", |error| error.code().flag));
+        let labels = self.labels.with_flags(error.as_ref().map_or("-", |error| error.code().flag));
         self.metrics.tcp.closed.get_or_create(&labels).inc();
         if let Some(error) = &error {
             self.metrics.tcp.failed.get_or_create(&labels).inc();
@@ -233,7 +312,7 @@ impl Drop for Connection {
 }
 
 impl Facts {
-    fn labels(&self, flags: &'static str) -> Labels {
+    fn labels(&self) -> Labels {
         let service = self.service.as_ref();
         let (source, destination) = (&self.source, &self.destination);
         Labels {
@@ -258,7 +337,7 @@ impl Facts {
             destination_version: Text(destination.version.clone()),
             destination_cluster: Text(destination.cluster.clone()),
             request_protocol: "tcp",
-            response_flags: flags,
+            response_flags: "-",
             connection_security_policy: if self.mutual_tls { "mutual_tls" } else { "unknown" },
         }
     }

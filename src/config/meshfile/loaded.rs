@@ -1,0 +1,174 @@
+//! Text → mesh: a broken text is refused as a whole, a broken element alone.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fmt;
+use std::io::Read;
+use std::path::Path;
+
+use super::parse::{Element, Place, Raw};
+use super::{MeshFile, Pod, Policy, Service, check};
+use crate::base::{Error, Result, code};
+
+/// Largest file that is read, bytes: about 50 000 pods.
+const MAX_BYTES: u64 = 32 * 1024 * 1024;
+
+/// What an element of the file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Of `pods`.
+    Pod,
+    /// Of `services`.
+    Service,
+    /// Of `policies`.
+    Policy,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Pod => "pod",
+            Kind::Service => "service",
+            Kind::Policy => "policy",
+        })
+    }
+}
+
+/// A file that was understood, and what of it was not.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// The elements that are in force.
+    pub mesh: MeshFile,
+    /// One for each element that is not, with name, line, column and reason.
+    pub rejected: Vec<Error>,
+    names: BTreeSet<(Kind, String, String)>,
+}
+
+impl Loaded {
+    /// Gives each rejected element its version of `previous` back, if there is one, and returns what was given back,
+    /// as `pod namespace/name`.
+    pub fn keep_previous(&mut self, previous: &MeshFile) -> Vec<String> {
+        let mut kept = Vec::new();
+        for (kind, namespace, name) in &self.names {
+            let found = match kind {
+                Kind::Pod => keep(&mut self.mesh.pods, &previous.pods, namespace, name),
+                Kind::Service => keep(&mut self.mesh.services, &previous.services, namespace, name),
+                Kind::Policy => keep(&mut self.mesh.policies, &previous.policies, namespace, name),
+            };
+            if found {
+                kept.push(format!("{kind} {namespace}/{name}"));
+            }
+        }
+        kept
+    }
+}
+
+/// Reads and understands a file.
+///
+/// # Errors
+/// SOURCE_BROKEN: it cannot be read, is no YAML, or is not of the right shape at the top.
+pub fn load(path: &Path) -> Result<Loaded> {
+    let broken = |error: std::io::Error| Error::caused(&code::SOURCE_BROKEN, path.display().to_string(), error);
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(broken)?;
+    file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(broken)?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(Error::new(&code::SOURCE_BROKEN, format!("{}: larger than {MAX_BYTES} bytes", path.display())));
+    }
+    parse_named(&path.display().to_string(), &text)
+}
+
+/// Understands a text.
+///
+/// # Errors
+/// SOURCE_BROKEN: it is no YAML or is not of the right shape at the top. An empty text is refused too: it is what a
+/// reader sees of a file that is being written in place.
+pub fn parse(text: &str) -> Result<Loaded> {
+    parse_named("mesh", text)
+}
+
+fn parse_named(file: &str, text: &str) -> Result<Loaded> {
+    let raw = Raw::parse(text).map_err(|fault| Error::new(&code::SOURCE_BROKEN, fault.to_string_in(file)))?;
+    if let Some((trust_domain, place)) = &raw.trust_domain
+        && let Err(reason) = check::trust_domain(trust_domain)
+    {
+        return Err(Error::new(&code::SOURCE_BROKEN, format!("{file}:{place}: {reason}")));
+    }
+    let mut loaded = Loaded::default();
+    loaded.mesh.trust_domain = raw.trust_domain.map(|(name, _)| name);
+    let mut sieve = Sieve { file, rejected: Vec::new(), names: BTreeSet::new() };
+    loaded.mesh.pods = sieve.keep_good(Kind::Pod, raw.pods, check::pod);
+    loaded.mesh.services = sieve.keep_good(Kind::Service, raw.services, check::service);
+    loaded.mesh.policies = sieve.keep_good(Kind::Policy, raw.policies, check::policy);
+    loaded.rejected = sieve.rejected;
+    loaded.names = sieve.names;
+    Ok(loaded)
+}
+
+/// What all elements have.
+pub(super) trait Named {
+    fn name(&self) -> (&str, &str);
+}
+
+macro_rules! named {
+    ($($element:ty),*) => {
+        $(impl Named for $element {
+            fn name(&self) -> (&str, &str) {
+                (&self.namespace, &self.name)
+            }
+        })*
+    };
+}
+
+named!(Pod, Service, Policy);
+
+struct Sieve<'a> {
+    file: &'a str,
+    rejected: Vec<Error>,
+    names: BTreeSet<(Kind, String, String)>,
+}
+
+impl Sieve<'_> {
+    fn keep_good<T: Named>(&mut self, kind: Kind, elements: Vec<Element<T>>, check: fn(&T) -> check::Verdict) -> Vec<T> {
+        let mut seen = HashSet::new();
+        let mut good = Vec::with_capacity(elements.len());
+        for (index, element) in elements.into_iter().enumerate() {
+            match element {
+                Element::Bad { namespace, name, place, reason } => self.reject(kind, index, (namespace, name), place, &reason),
+                Element::Good { value, place } => {
+                    let (namespace, name) = value.name();
+                    let key = (namespace.to_owned(), name.to_owned());
+                    let verdict = check(&value).and_then(|()| match seen.insert(key.clone()) {
+                        true => Ok(()),
+                        false => Err("a second one of that name; the first is used".to_owned()),
+                    });
+                    match verdict {
+                        Ok(()) => good.push(value),
+                        Err(reason) => self.reject(kind, index, (Some(key.0), Some(key.1)), place, &reason),
+                    }
+                }
+            }
+        }
+        good
+    }
+
+    fn reject(&mut self, kind: Kind, index: usize, (namespace, name): (Option<String>, Option<String>), place: Place, reason: &str) {
+        let namespace = namespace.unwrap_or_else(super::default_name);
+        let what = match &name {
+            Some(name) => format!("{kind} {namespace}/{name}"),
+            None => format!("{kind} number {}", index + 1),
+        };
+        self.rejected.push(Error::new(&code::ELEMENT_REJECTED, format!("{}:{place}: {what}: {reason}", self.file)));
+        if let Some(name) = name {
+            self.names.insert((kind, namespace, name));
+        }
+    }
+}
+
+fn keep<T: Named + Clone>(current: &mut Vec<T>, previous: &[T], namespace: &str, name: &str) -> bool {
+    if current.iter().any(|element| element.name() == (namespace, name)) {
+        return false;
+    }
+    let Some(old) = previous.iter().find(|element| element.name() == (namespace, name)) else { return false };
+    current.push(old.clone());
+    true
+}
