@@ -80,8 +80,7 @@ enum Role {
 /// The kernel does not allow it, or the command cannot be run; otherwise this does not return.
 pub fn sandbox(args: &SandboxArgs) -> Result<ExitCode> {
     let (program, rest) = args.command.split_first().ok_or_else(|| Error::new(&code::BAD_SETTING, "no command given"))?;
-    sandbox::enter()?;
-    Err(sandbox::exec(program, rest))
+    Err(sandbox::enter()?.exec(program, rest))
 }
 
 /// Plays one application.

@@ -3,6 +3,7 @@
 //! [`enter`] must run while the process has one thread. [`die_with_parent`] is called first thing in `main`, by every
 //! role: children of the demo and of tests die with it however it ends.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,9 @@ use crate::net::NetNs;
 
 /// Environment variable that holds the process id of the parent a child must not outlive.
 pub const PARENT: &str = "WARREN_PARENT";
+
+/// Environment variable that tells a command run by `warren sandbox` where its scratch directory is.
+pub const DIRECTORY: &str = "WARREN_SANDBOX";
 
 /// Directories that exist on every Linux and that nothing in the sandbox needs; the first one is covered by a tmpfs.
 const MOUNT_POINTS: &[&str] = &["/run", "/mnt"];
@@ -69,13 +73,13 @@ pub fn enter() -> Result<Sandbox> {
     Ok(Sandbox { dir, user_namespace })
 }
 
-/// Replaces this process, which must be inside a sandbox, by `program`.
-///
-/// # Errors
-/// The program cannot be run; otherwise this does not return.
-pub fn exec(program: &std::ffi::OsStr, args: &[std::ffi::OsString]) -> Error {
-    let error = Command::new(program).args(args).env_remove(PARENT).exec();
-    Error::caused(&code::DEMO_UNSUPPORTED, format!("run {}", program.display()), error)
+impl Sandbox {
+    /// Replaces this process by `program`; returns only when that cannot be run.
+    pub fn exec(&self, program: &OsStr, args: &[OsString]) -> Error {
+        // The variable names this process's parent: the program's own children have another.
+        let error = Command::new(program).args(args).env_remove(PARENT).env(DIRECTORY, &self.dir).exec();
+        Error::caused(&code::BAD_SETTING, format!("run {}", program.display()), error)
+    }
 }
 
 /// Makes the kernel kill this process when the parent named by [`PARENT`] ends; does nothing when the variable is not set.

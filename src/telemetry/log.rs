@@ -38,9 +38,7 @@ pub fn init(format: Format, filter: &str) -> Result<()> {
     let (filter_layer, handle) = reload::Layer::new(parse(filter)?);
     let registry = tracing_subscriber::registry().with(filter_layer);
     let started = match format {
-        Format::Plain => {
-            registry.with(fmt::layer().with_timer(UtcTime::rfc_3339()).with_ansi(std::io::stdout().is_terminal())).try_init()
-        }
+        Format::Plain => registry.with(fmt::layer().with_timer(UtcTime::rfc_3339()).with_ansi(std::io::stdout().is_terminal())).try_init(),
         Format::Json => registry.with(fmt::layer().json().flatten_event(true).with_timer(UtcTime::rfc_3339())).try_init(),
     };
     if started.is_ok() {

@@ -84,7 +84,9 @@ impl Half {
         self.next = Some(next.wrapping_add(new.len() as u32));
         self.partial.extend_from_slice(new);
         let mut done = 0;
-        while let Some((kind, length)) = self.partial.get(done..done + HEADER).map(|header| (header[0], usize::from(u16::from_be_bytes([header[3], header[4]])))) {
+        while let Some((kind, length)) =
+            self.partial.get(done..done + HEADER).map(|header| (header[0], usize::from(u16::from_be_bytes([header[3], header[4]]))))
+        {
             if !(20..=23).contains(&kind) || length > MAX_RECORD {
                 // Not TLS: nothing more is read of it.
                 *self = Self::default();

@@ -135,14 +135,17 @@ impl Lab {
 
 fn make_node(dir: &Path, node: u8) -> Result<Place> {
     let place = make_netns(dir, format!("node{node}"), node, vec![Ipv4Addr::new(10, 77, 0, node)])?;
-    place.netns.run(|| {
-        for (setting, value) in [("ip_forward", "1"), ("conf/all/rp_filter", "0"), ("conf/default/rp_filter", "0")] {
-            let path = Path::new("/proc/sys/net/ipv4").join(setting);
-            std::fs::write(&path, value)
-                .map_err(|error| Error::caused(&code::DEMO_UNSUPPORTED, format!("write {}", path.display()), error))?;
-        }
-        Ok(())
-    }).map_err(|error| Error::caused(&code::DEMO_UNSUPPORTED, "enter a network namespace", error))??;
+    place
+        .netns
+        .run(|| {
+            for (setting, value) in [("ip_forward", "1"), ("conf/all/rp_filter", "0"), ("conf/default/rp_filter", "0")] {
+                let path = Path::new("/proc/sys/net/ipv4").join(setting);
+                std::fs::write(&path, value)
+                    .map_err(|error| Error::caused(&code::DEMO_UNSUPPORTED, format!("write {}", path.display()), error))?;
+            }
+            Ok(())
+        })
+        .map_err(|error| Error::caused(&code::DEMO_UNSUPPORTED, "enter a network namespace", error))??;
     link::bridge(&place)?;
     Ok(place)
 }
@@ -161,11 +164,13 @@ fn make_netns(dir: &Path, name: String, node: u8, ips: Vec<Ipv4Addr>) -> Result<
     std::fs::File::create_new(&path).map_err(|error| failed("create the mount point", error))?;
     // A thread of its own: it ends inside the new namespace.
     let made = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET)?;
-            mount(Some("/proc/thread-self/ns/net"), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
-            NetNs::current()
-        }).join()
+        scope
+            .spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNET)?;
+                mount(Some("/proc/thread-self/ns/net"), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+                NetNs::current()
+            })
+            .join()
     });
     let netns = made
         .map_err(|_| Error::internal("the thread that makes a namespace ended by itself"))?

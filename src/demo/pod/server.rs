@@ -19,7 +19,7 @@ const SMALL: usize = 16 * 1024;
 /// A message of `once` is no longer than this.
 const MESSAGE: usize = 1024;
 
-/// Serves all three ports on `ip` until the process ends; prints `ready` when they listen.
+/// Serves all three ports on `ip` until the process ends; prints `listening` when they listen.
 ///
 /// # Errors
 /// A port is taken.
@@ -27,7 +27,7 @@ pub async fn serve(ip: IpAddr) -> Result<()> {
     let echo = accept(listen(ip, ECHO_PORT)?, echo);
     let sink = accept(listen(ip, SINK_PORT)?, sink);
     let once = accept(listen(ip, ONCE_PORT)?, once);
-    println!("ready");
+    println!("listening");
     tokio::join!(echo, sink, once);
     Ok(())
 }

@@ -25,10 +25,20 @@ async fn text_comes_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_close_is_a_refusal_and_silence_is_not() {
-    let closed = against!(|stream: tokio::net::TcpStream| async move { drop(stream); Ok(()) }, |to| say(to, "hello", LIMIT));
+    let closed = against!(
+        |stream: tokio::net::TcpStream| async move {
+            drop(stream);
+            Ok(())
+        },
+        |to| say(to, "hello", LIMIT)
+    );
     assert_eq!(closed.outcome, Outcome::Refused, "{closed:?}");
     let silent = against!(
-        |stream: tokio::net::TcpStream| async move { std::future::pending::<()>().await; drop(stream); Ok(()) },
+        |stream: tokio::net::TcpStream| async move {
+            std::future::pending::<()>().await;
+            drop(stream);
+            Ok(())
+        },
         |to| say(to, "hello", Duration::from_millis(50))
     );
     assert_eq!(silent.outcome, Outcome::Silent, "{silent:?}");
