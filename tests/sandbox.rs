@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{assert_echoed, sandboxed, say, warren};
-use warren::demo::capture::{Capture, Wanted};
+use warren::demo::capture::{Capture, Recorder, Wanted};
 use warren::demo::lab::{Lab, PodSpec, WIRE};
 use warren::demo::pod::{ECHO_PORT, Outcome};
 
@@ -24,7 +24,8 @@ fn pods_talk_over_the_wire_and_the_capture_reads_it() {
         let wanted = Wanted { marker: b"marker-4711".to_vec(), app_ports: vec![ECHO_PORT], hbone_port: 15008 };
         let pcap = dir.join("wire.pcap");
         let file = std::fs::File::create(&pcap).expect("a scratch file");
-        let capture = Capture::start(&lab.node(1).expect("made").netns, WIRE, wanted, Some(file)).expect("a packet socket");
+        let recorder = Recorder::new(file).expect("a scratch file");
+        let capture = Capture::start(&lab.node(1).expect("made").netns, WIRE, wanted, Some(recorder)).expect("a packet socket");
         let mut serving = lab.start(server, "server", warren(&["demo-pod", "serve"])).expect("a server starts");
         serving.wait_for_output("listening", LIMIT).expect("the server listens");
 
@@ -42,7 +43,7 @@ fn pods_talk_over_the_wire_and_the_capture_reads_it() {
         assert_eq!(refused.outcome, Outcome::Refused, "{refused:?}");
 
         let total = capture.counters().expect("nothing lost");
-        capture.stop().expect("the file is written");
+        capture.stop().expect("an unbroken capture").expect("the recorder").finish().expect("the file is written");
         let file = std::fs::File::open(&pcap).expect("written above");
         let mut reader = pcap_file::pcap::PcapReader::new(file).expect("a pcap header");
         let mut packets = 0;

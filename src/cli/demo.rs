@@ -6,11 +6,28 @@
 use std::ffi::OsString;
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::base::{Error, Result, code};
-use crate::demo::{pod, sandbox};
+use crate::demo::capture::Recorder;
+use crate::demo::story::{self, Options};
+use crate::demo::{pod, sandbox, wait};
+
+/// Shows the mesh at work: two nodes and their pods on this machine, in namespaces that vanish afterwards.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Keeps what was on the wire between the nodes in FILE, for Wireshark.
+    #[arg(long, value_name = "FILE")]
+    pcap: Option<PathBuf>,
+    /// Prints one JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+    /// Leaves the mesh up afterwards and prints how to look around, until Ctrl-C.
+    #[arg(long)]
+    hold: bool,
+}
 
 /// Runs a command in network and mount namespaces of its own, in a user namespace where needed.
 #[derive(Debug, clap::Args)]
@@ -66,12 +83,39 @@ enum Role {
         #[arg(long, default_value_t = 2.0)]
         seconds: f64,
     },
+    /// Answers tunnels at an address that the mesh says is another workload's.
+    Impostor(pod::Impostor),
     /// Holds connections open until its standard input ends.
     Idle {
         to: SocketAddr,
         #[arg(long, default_value_t = 1000)]
         count: usize,
     },
+}
+
+/// Tells the story. Returns 128 and the signal's number when one ended it.
+///
+/// # Errors
+/// The machine does not allow it, or a claim does not hold.
+pub fn run(args: Args) -> Result<ExitCode> {
+    // Before the namespaces are left: inside, the path may mean another file.
+    let recorder = args.pcap.map(recorder).transpose()?;
+    let program = std::env::current_exe().map_err(|error| Error::caused(&code::DEMO_UNSUPPORTED, "/proc is needed", error))?;
+    let sandbox = sandbox::enter()?;
+    wait::catch_signals()?;
+    let (report, error) = story::tell(&sandbox, Options { program, recorder, hold: args.hold });
+    // After --hold, Ctrl-C is how it ends well.
+    if let Some(signal) = wait::interrupted()
+        && !report.ok
+    {
+        return Ok(ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX)));
+    }
+    if args.json {
+        print(&report)?;
+    } else {
+        println!("\n{}", report.text());
+    }
+    error.map_or(Ok(ExitCode::SUCCESS), Err)
 }
 
 /// Enters a sandbox and runs the command there.
@@ -91,6 +135,7 @@ pub fn pod(args: PodArgs) -> Result<ExitCode> {
     let patience = Duration::from_secs(10);
     match args.role {
         Role::Serve { ip } => runtime()?.block_on(pod::serve(ip))?,
+        Role::Impostor(wanted) => runtime()?.block_on(pod::impersonate(wanted))?,
         Role::Say { to, text, limit } => print(&pod::say(to, &text, Duration::from_millis(limit)))?,
         Role::Bulk { to, connections, seconds } => print(&pod::bulk(to, connections, duration(seconds)?)?)?,
         Role::PingPong { to, size, seconds } => print(&pod::ping_pong(to, size, duration(seconds)?)?)?,
@@ -103,6 +148,11 @@ pub fn pod(args: PodArgs) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn recorder(path: PathBuf) -> Result<Recorder> {
+    let file = std::fs::File::create(&path);
+    Recorder::new(file.map_err(|error| Error::caused(&code::BAD_FILE, format!("create {}", path.display()), error))?)
 }
 
 fn print(report: &impl serde::Serialize) -> Result<()> {

@@ -5,4 +5,5 @@ pub mod capture;
 pub mod lab;
 pub mod pod;
 pub mod sandbox;
+pub mod story;
 pub mod wait;

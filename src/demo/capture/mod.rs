@@ -42,10 +42,43 @@ pub struct Wanted {
 }
 
 /// A running capture. Ends when dropped.
-#[derive(Debug)]
 pub struct Capture {
     shared: Arc<Shared>,
-    reader: Option<JoinHandle<io::Result<()>>>,
+    reader: Option<JoinHandle<io::Result<Option<Recorder>>>>,
+}
+
+/// A pcap file (nanoseconds, Ethernet) that captures write to, one after the other.
+pub struct Recorder(PcapWriter<io::BufWriter<File>>);
+
+impl Recorder {
+    /// Writes the file's header.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn new(file: File) -> Result<Self> {
+        let failed = |error| Error::caused(&code::BAD_FILE, "write the pcap file", error);
+        let header = PcapHeader {
+            snaplen: u32::try_from(SNAP_LENGTH).unwrap_or(u32::MAX),
+            ts_resolution: pcap_file::TsResolution::NanoSecond,
+            ..PcapHeader::default()
+        };
+        PcapWriter::with_header(io::BufWriter::new(file), header).map(Self).map_err(failed)
+    }
+
+    /// Completes the file.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn finish(self) -> Result<()> {
+        let written = self.0.into_writer().into_inner().map_err(io::IntoInnerError::into_error);
+        written.map(drop).map_err(|error| Error::caused(&code::BAD_FILE, "write the pcap file", error))
+    }
+
+    fn write(&mut self, time: Duration, frame: &[u8]) -> io::Result<()> {
+        let length = u32::try_from(frame.len()).map_err(io::Error::other)?;
+        self.0.write_packet(&PcapPacket::new(time, length, frame)).map_err(io::Error::other)?;
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -64,21 +97,20 @@ struct State {
 }
 
 impl Capture {
-    /// Captures what `interface` of `netns` sends and receives; with `pcap`, into that file too.
+    /// Captures what `interface` of `netns` sends and receives; with a recorder, into its file too.
     ///
     /// # Errors
     /// `DEMO_UNSUPPORTED`: no packet socket, or no such interface.
-    pub fn start(netns: &NetNs, interface: &str, wanted: Wanted, pcap: Option<File>) -> Result<Self> {
+    pub fn start(netns: &NetNs, interface: &str, wanted: Wanted, recorder: Option<Recorder>) -> Result<Self> {
         let failed = |error: io::Error| Error::caused(&code::DEMO_UNSUPPORTED, format!("capture on {interface}"), error);
         let (socket, index) = netns.run(|| open(interface)).and_then(|opened| opened).map_err(failed)?;
-        let writer = pcap.map(pcap_writer).transpose().map_err(failed)?;
         let state = State { classifier: Classifier::new(wanted), empty_at: Instant::now(), failed: None };
         let shared = Arc::new(Shared { state: Mutex::new(state), read: Condvar::new(), stop: AtomicBool::new(false) });
         let reading = Arc::clone(&shared);
         let reader = std::thread::Builder::new()
             .name("capture".to_owned())
             .spawn(move || {
-                let result = read_all(&socket, index, &reading, writer);
+                let result = read_all(&socket, index, &reading, recorder);
                 if let Err(error) = &result {
                     reading.state.lock().failed = Some(error.to_string());
                 }
@@ -114,17 +146,24 @@ impl Capture {
         Ok(counters)
     }
 
-    /// Ends the capture; a pcap file is complete then.
+    /// Ends the capture and gives the recorder back.
     ///
     /// # Errors
-    /// Reading or writing the file failed at some point.
-    pub fn stop(mut self) -> Result<()> {
+    /// Reading the wire or writing the file failed at some point.
+    pub fn stop(mut self) -> Result<Option<Recorder>> {
         self.shared.stop.store(true, Ordering::Relaxed);
         match self.reader.take().map(JoinHandle::join) {
-            Some(Ok(Ok(()))) | None => Ok(()),
+            Some(Ok(Ok(recorder))) => Ok(recorder),
+            None => Ok(None),
             Some(Ok(Err(error))) => Err(Error::caused(&code::DEMO_UNSUPPORTED, "capture", error)),
             Some(Err(_)) => Err(Error::internal("the capture thread ended by itself")),
         }
+    }
+}
+
+impl std::fmt::Debug for Capture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Capture").field("shared", &self.shared).finish_non_exhaustive()
     }
 }
 
@@ -154,16 +193,7 @@ fn open(interface: &str) -> io::Result<(OwnedFd, usize)> {
     Ok((socket, address.ifindex()))
 }
 
-fn pcap_writer(file: File) -> io::Result<PcapWriter<io::BufWriter<File>>> {
-    let header = PcapHeader {
-        snaplen: u32::try_from(SNAP_LENGTH).map_err(io::Error::other)?,
-        ts_resolution: pcap_file::TsResolution::NanoSecond,
-        ..PcapHeader::default()
-    };
-    PcapWriter::with_header(io::BufWriter::new(file), header).map_err(io::Error::other)
-}
-
-fn read_all(socket: &OwnedFd, index: usize, shared: &Shared, mut pcap: Option<PcapWriter<io::BufWriter<File>>>) -> io::Result<()> {
+fn read_all(socket: &OwnedFd, index: usize, shared: &Shared, mut recorder: Option<Recorder>) -> io::Result<Option<Recorder>> {
     let mut frame = vec![0; SNAP_LENGTH];
     while !shared.stop.load(Ordering::Relaxed) {
         let looked_at = Instant::now();
@@ -178,9 +208,8 @@ fn read_all(socket: &OwnedFd, index: usize, shared: &Shared, mut pcap: Option<Pc
                 let frame = frame.get(..received.length).unwrap_or_default();
                 state.classifier.frame(frame);
                 drop(state);
-                if let Some(pcap) = &mut pcap {
-                    let length = u32::try_from(frame.len()).map_err(io::Error::other)?;
-                    pcap.write_packet(&PcapPacket::new(received.time, length, frame)).map_err(io::Error::other)?;
+                if let Some(recorder) = &mut recorder {
+                    recorder.write(received.time, frame)?;
                 }
             }
             Err(Errno::EAGAIN) => {
@@ -196,10 +225,7 @@ fn read_all(socket: &OwnedFd, index: usize, shared: &Shared, mut pcap: Option<Pc
             Err(errno) => return Err(errno.into()),
         }
     }
-    match pcap {
-        Some(pcap) => pcap.into_writer().into_inner().map_err(io::IntoInnerError::into_error)?.sync_all(),
-        None => Ok(()),
-    }
+    Ok(recorder)
 }
 
 struct Received {

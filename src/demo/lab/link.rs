@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd};
 
 use futures::TryStreamExt;
-use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{Handle, IpVersion, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::{Place, WIRE};
 use crate::base::{Error, Result, code};
@@ -25,6 +25,20 @@ pub fn loopback_up(netns: &NetNs) -> Result<()> {
         up(&handle, "lo").await?;
         Ok(())
     })
+}
+
+/// How many routing rules a namespace has.
+///
+/// # Errors
+/// As above.
+pub fn rules(netns: &NetNs, version: IpVersion) -> Result<usize> {
+    let mut count = 0;
+    let counted = &mut count;
+    inside(netns, "list routing rules", |handle| async move {
+        *counted = handle.rule().get(version).execute().try_collect::<Vec<_>>().await?.len();
+        Ok(())
+    })?;
+    Ok(count)
 }
 
 /// The bridge of a node, with the pods' gateway address.

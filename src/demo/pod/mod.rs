@@ -2,6 +2,7 @@
 //! measured as one line of JSON on stdout.
 
 mod client;
+mod impostor;
 mod load;
 mod server;
 
@@ -11,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use self::client::{idle, say};
+pub use self::impostor::{Impostor, impersonate};
 pub use self::load::{bulk, ping_pong, rate};
 pub use self::server::serve;
 

@@ -1,0 +1,191 @@
+//! Before, during and after enrolment.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rtnetlink::IpVersion;
+
+use super::mesh::{MESHED, Mesh, SERVICE, SERVICE_PORT, text};
+use super::report::{Identities, Report};
+use super::table::{self, Table};
+use super::{MEASURE, Progress, policy};
+use crate::agent::redirect::nft::Nft;
+use crate::agent::redirect::{Options, Redirect, State, port};
+use crate::base::{Error, Result, code};
+use crate::demo::capture::{Capture, Counters, Recorder, Wanted};
+use crate::demo::lab::{Place, WIRE, link};
+use crate::demo::pod::{APP_PORTS, ECHO_PORT, Outcome};
+
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How often the client says the marker in each part.
+const TIMES: usize = 3;
+
+/// All of them, and the table.
+pub(super) fn all(mesh: &mut Mesh, recorder: Option<Recorder>, progress: &Progress, report: &mut Report) -> Result<()> {
+    let marker = format!("warren-demo-{:016x}", rand::random::<u64>());
+    let wanted = Wanted { marker: marker.clone().into_bytes(), app_ports: APP_PORTS.to_vec(), hbone_port: port::TUNNEL };
+    let node = mesh.lab().node(1)?.netns.clone();
+    let capture = Capture::start(&node, WIRE, wanted.clone(), recorder)?;
+
+    plain(mesh, &capture, &marker, Part::Before, report)?;
+    progress.say(&format!("before enrolment: {}", summary(&report.before)));
+
+    let start = Instant::now();
+    mesh.enrol(true)?;
+    mesh.wait_until_enrolled()?;
+    report.enrolment_ms = milliseconds(start);
+    progress.say(&format!("client, local and server are enrolled, {} ms after the file changed", report.enrolment_ms));
+    enrolled(mesh, &capture, &marker, report)?;
+    progress.say(&format!("enrolled: {}", summary(&report.enrolled)));
+
+    policy::denied(mesh, &marker, progress, report)?;
+    policy::impostor(mesh, progress, report)?;
+
+    // Frames at full speed would not fit, and reading them would take from what is measured.
+    let recorder = capture.stop()?;
+    progress.say("measuring through the mesh");
+    let through = table::measure(mesh, MEASURE)?;
+
+    let capture = Capture::start(&node, WIRE, wanted, recorder)?;
+    mesh.enrol(false)?;
+    wait_until_left(mesh)?;
+    plain(mesh, &capture, &marker, Part::After, report)?;
+    progress.say(&format!("after un-enrolment: {}", summary(&report.after)));
+    rules_are_gone(mesh, report)?;
+    if let Some(recorder) = capture.stop()? {
+        recorder.finish()?;
+    }
+
+    progress.say("measuring direct");
+    let direct = table::measure(mesh, MEASURE)?;
+    report.table = Some(Table { direct, mesh: through });
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+enum Part {
+    Before,
+    After,
+}
+
+/// Without the mesh: whoever sits on the wire reads everything.
+fn plain(mesh: &mut Mesh, capture: &Capture, marker: &str, part: Part, report: &mut Report) -> Result<()> {
+    let server = SocketAddr::from((mesh.lab().pod("server")?.ip(), ECHO_PORT));
+    let start = capture.counters()?;
+    let answers = say(mesh, "client", server, marker)?;
+    let seen = capture.counters()? - start;
+    let when = match part {
+        Part::Before => {
+            report.before = seen;
+            "before enrolment"
+        }
+        Part::After => {
+            report.after = seen;
+            "after un-enrolment"
+        }
+    };
+    report.claim(&format!("{when} the client reaches the server"), answers == TIMES, format!("{answers} of {TIMES} texts came back"));
+    let readable = seen.plaintext_payload_hits > 0 && seen.app_port_packets > 0;
+    report.claim(&format!("{when} the payload can be read on the wire"), readable, summary(&seen));
+    Ok(())
+}
+
+fn enrolled(mesh: &mut Mesh, capture: &Capture, marker: &str, report: &mut Report) -> Result<()> {
+    let server = SocketAddr::from((mesh.lab().pod("server")?.ip(), ECHO_PORT));
+    let local = SocketAddr::from((mesh.lab().pod("local")?.ip(), ECHO_PORT));
+    let service = SocketAddr::from((SERVICE, SERVICE_PORT));
+    let (start, mark) = (capture.counters()?, mesh.log_mark());
+    let direct = say(mesh, "client", server, marker)?;
+    let by_service = say(mesh, "client", service, marker)?;
+    let same_node = say(mesh, "client", local, marker)?;
+    report.enrolled = capture.counters()? - start;
+    let (seen, came_back) = (report.enrolled, |answers: usize| format!("{answers} of {TIMES} texts came back"));
+    report.claim("enrolled, the client reaches the server", direct == TIMES, came_back(direct));
+    report.claim("enrolled, the client reaches the service by its virtual address", by_service == TIMES, came_back(by_service));
+    report.claim("enrolled, the client reaches the server on its own node", same_node == TIMES, came_back(same_node));
+    let unreadable = seen.plaintext_payload_hits == 0 && seen.app_port_packets == 0;
+    report.claim("enrolled, no byte of payload and no packet to the application's port is on the wire", unreadable, summary(&seen));
+    let encrypted = seen.tls13_records > 0;
+    report.claim("enrolled, the traffic is in TLS 1.3 records to port 15008", encrypted, summary(&seen));
+
+    let ends = |node: u8, target: SocketAddr| {
+        move |mesh: &mut Mesh| {
+            let lines = mesh.access_log(node, &mark);
+            let line = lines.iter().find(|line| text(line, "dst.hbone_addr") == target.to_string())?;
+            Some(Identities { source: text(line, "src.identity").to_owned(), destination: text(line, "dst.identity").to_owned() })
+        }
+    };
+    let what = "the access log names the two ends of the tunnel";
+    let (by_client, by_server) = (mesh.until(PATIENCE, what, ends(1, server).clone())?, mesh.until(PATIENCE, what, ends(2, server))?);
+    let by_local = mesh.until(PATIENCE, what, ends(1, local))?;
+    let expected = |server: &str| Identities { source: spiffe("client"), destination: spiffe(server) };
+    let named = by_client == expected("server") && by_server == by_client;
+    report.claim("both proxies name the two identities of the tunnel", named, format!("{} -> {}", by_client.source, by_client.destination));
+    let seen = format!("{} -> {}", by_local.source, by_local.destination);
+    report.claim("traffic on one node has identities too", by_local == expected("local"), seen);
+    report.identities = by_client;
+    Ok(())
+}
+
+/// No redirection, no routing rule of ours: read back from the kernel.
+fn rules_are_gone(mesh: &mut Mesh, report: &mut Report) -> Result<()> {
+    let mut left = Vec::new();
+    for name in MESHED {
+        let place = mesh.lab().pod(name)?;
+        left.extend(remains(place)?);
+    }
+    let seen = if left.is_empty() { "none in client, local and server".to_owned() } else { left.join(", ") };
+    report.claim("after un-enrolment no rule is left in the pods", left.is_empty(), seen);
+    Ok(())
+}
+
+fn wait_until_left(mesh: &mut Mesh) -> Result<()> {
+    mesh.until(PATIENCE, "the pods have left the mesh", |mesh| {
+        let all = MESHED.iter().filter_map(|name| mesh.lab().pod(name).ok());
+        let gone = all.map(remains).all(|left| left.is_ok_and(|left| left.is_empty()));
+        gone.then_some(())
+    })
+}
+
+fn remains(place: &Place) -> Result<Vec<String>> {
+    let mut left = Vec::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Error::caused(&code::INTERNAL, "start a runtime", error))?;
+    let state = runtime.block_on(Nft::new(Options::default()).state(&place.netns))?;
+    if state != State::Absent {
+        left.push(format!("redirection in {}: {state:?}", place.name));
+    }
+    for (version, own) in [(IpVersion::V4, 3), (IpVersion::V6, 2)] {
+        let rules = link::rules(&place.netns, version)?;
+        // A fresh namespace has the rules for the tables local, main and default; IPv6 has no default.
+        if rules > own {
+            left.push(format!("{} routing rules in {}", rules - own, place.name));
+        }
+    }
+    Ok(left)
+}
+
+/// How many of the texts came back.
+pub(super) fn say(mesh: &mut Mesh, from: &str, to: SocketAddr, marker: &str) -> Result<usize> {
+    let mut answers = 0;
+    for number in 1..=TIMES {
+        let said = mesh.say(from, to, &format!("{marker} {number}"))?;
+        answers += usize::from(said.outcome == Outcome::Echoed);
+    }
+    Ok(answers)
+}
+
+pub(super) fn spiffe(account: &str) -> String {
+    format!("spiffe://cluster.local/ns/default/sa/{account}")
+}
+
+pub(super) fn milliseconds(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+fn summary(seen: &Counters) -> String {
+    format!(
+        "{} frames with readable payload, {} packets to the application's port, {} TLS 1.3 records ({} bytes) to port 15008",
+        seen.plaintext_payload_hits, seen.app_port_packets, seen.tls13_records, seen.tls13_record_bytes
+    )
+}
