@@ -8,6 +8,7 @@ use warren::cli::demo;
 #[derive(Parser)]
 #[command(name = "warren", version, about)]
 enum Command {
+    Demo(demo::Args),
     #[command(hide = true)]
     Sandbox(demo::SandboxArgs),
     #[command(hide = true)]
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
     let run = || {
         warren::demo::sandbox::die_with_parent()?;
         match Command::parse() {
+            Command::Demo(args) => demo::run(args),
             Command::Sandbox(args) => demo::sandbox(&args),
             Command::DemoPod(args) => demo::pod(args),
         }

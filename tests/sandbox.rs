@@ -11,15 +11,13 @@ use warren::demo::pod::{ECHO_PORT, Outcome};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-fn lab(dir: &std::path::Path) -> Lab {
-    let pods = [PodSpec { name: "client", node: 1, hosts: &[10] }, PodSpec { name: "server", node: 2, hosts: &[10, 66] }];
-    Lab::two_nodes(dir, &pods).expect("a lab")
-}
+const PODS: [PodSpec<'_>; 2] =
+    [PodSpec { name: "client", node: 1, hosts: &[10] }, PodSpec { name: "server", node: 2, hosts: &[10, 66] }];
 
 #[test]
 fn pods_talk_over_the_wire_and_the_capture_reads_it() {
     sandboxed("pods_talk_over_the_wire_and_the_capture_reads_it", |dir| {
-        let lab = lab(dir);
+        let lab = Lab::two_nodes(dir, &PODS).expect("a lab");
         let (client, server) = (lab.pod("client").expect("made"), lab.pod("server").expect("made"));
         let wanted = Wanted { marker: b"marker-4711".to_vec(), app_ports: vec![ECHO_PORT], hbone_port: 15008 };
         let pcap = dir.join("wire.pcap");
@@ -58,7 +56,7 @@ fn pods_talk_over_the_wire_and_the_capture_reads_it() {
 #[test]
 fn a_child_is_reported_with_its_last_words_and_dies_with_its_handle() {
     sandboxed("a_child_is_reported_with_its_last_words_and_dies_with_its_handle", |dir| {
-        let lab = lab(dir);
+        let lab = Lab::two_nodes(dir, &PODS).expect("a lab");
         let server = lab.pod("server").expect("made");
         let mut first = lab.start(server, "first", warren(&["demo-pod", "serve"])).expect("a server starts");
         first.wait_for_output("listening", LIMIT).expect("the server listens");

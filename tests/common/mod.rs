@@ -1,5 +1,5 @@
 //! What the story tests share: each story runs in network and mount namespaces of its own.
-#![allow(dead_code, reason = "every test file uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "every test file uses its own part")]
 #![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests are test code")]
 
 use std::io::{BufRead, BufReader};

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rtnetlink::IpVersion;
 
-use super::mesh::{MESHED, Mesh, SERVICE, SERVICE_PORT, text};
+use super::mesh::{LogMark, MESHED, Mesh, SERVICE, SERVICE_PORT, text};
 use super::report::{Identities, Report};
 use super::table::{self, Table};
 use super::{MEASURE, Progress, policy};
@@ -108,16 +108,8 @@ fn enrolled(mesh: &mut Mesh, capture: &Capture, marker: &str, report: &mut Repor
     let encrypted = seen.tls13_records > 0;
     report.claim("enrolled, the traffic is in TLS 1.3 records to port 15008", encrypted, summary(&seen));
 
-    let ends = |node: u8, target: SocketAddr| {
-        move |mesh: &mut Mesh| {
-            let lines = mesh.access_log(node, &mark);
-            let line = lines.iter().find(|line| text(line, "dst.hbone_addr") == target.to_string())?;
-            Some(Identities { source: text(line, "src.identity").to_owned(), destination: text(line, "dst.identity").to_owned() })
-        }
-    };
-    let what = "the access log names the two ends of the tunnel";
-    let (by_client, by_server) = (mesh.until(PATIENCE, what, ends(1, server).clone())?, mesh.until(PATIENCE, what, ends(2, server))?);
-    let by_local = mesh.until(PATIENCE, what, ends(1, local))?;
+    let (by_client, by_server) = (ends(mesh, 1, server, &mark)?, ends(mesh, 2, server, &mark)?);
+    let by_local = ends(mesh, 1, local, &mark)?;
     let expected = |server: &str| Identities { source: spiffe("client"), destination: spiffe(server) };
     let named = by_client == expected("server") && by_server == by_client;
     report.claim("both proxies name the two identities of the tunnel", named, format!("{} -> {}", by_client.source, by_client.destination));
@@ -125,6 +117,15 @@ fn enrolled(mesh: &mut Mesh, capture: &Capture, marker: &str, report: &mut Repor
     report.claim("traffic on one node has identities too", by_local == expected("local"), seen);
     report.identities = by_client;
     Ok(())
+}
+
+/// Who the access log of a node says is at the ends of the tunnel to `target`.
+fn ends(mesh: &mut Mesh, node: u8, target: SocketAddr, mark: &LogMark) -> Result<Identities> {
+    mesh.until(PATIENCE, "the access log names the two ends of the tunnel", |mesh| {
+        let lines = mesh.access_log(node, mark);
+        let line = lines.iter().find(|line| text(line, "dst.hbone_addr") == target.to_string())?;
+        Some(Identities { source: text(line, "src.identity").to_owned(), destination: text(line, "dst.identity").to_owned() })
+    })
 }
 
 /// No redirection, no routing rule of ours: read back from the kernel.

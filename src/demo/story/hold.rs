@@ -31,7 +31,12 @@ fn guide(mesh: &Mesh, sandbox: &Sandbox) -> Result<String> {
         "enter a pod (client, local, server, outside) or a node (node1, node2):".to_owned(),
         format!("  {} bash", inside(&client.path)),
         "talk from the client to the server:".to_owned(),
-        format!("  {} {} demo-pod say {}:8080 hello", inside(&client.path), std::env::current_exe().unwrap_or_default().display(), server.ip()),
+        format!(
+            "  {} {} demo-pod say {}:8080 hello",
+            inside(&client.path),
+            std::env::current_exe().unwrap_or_default().display(),
+            server.ip()
+        ),
         "ask the proxies (admin 15000, metrics 15020, readiness 15021):".to_owned(),
         format!("  {} curl -s http://127.0.0.1:15000/config_dump", inside(&one.path)),
         format!("  {} curl -s http://127.0.0.1:15020/metrics", inside(&two.path)),

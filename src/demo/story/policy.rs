@@ -33,7 +33,11 @@ pub(super) fn denied(mesh: &mut Mesh, marker: &str, progress: &Progress, report:
     let reason = text(&line, "error").to_owned();
     let named = reason.contains(POLICY);
     progress.say(&format!("denied after {effective} ms: {reason}"));
-    report.claim("the access log of the server's proxy says which policy denied whom", named, format!("{reason}; {}", text(&line, "src.identity")));
+    report.claim(
+        "the access log of the server's proxy says which policy denied whom",
+        named,
+        format!("{reason}; {}", text(&line, "src.identity")),
+    );
     report.policy = report::Policy { code: text(&line, "code").to_owned(), reason, effective_ms: effective };
 
     let other = say(mesh, "local", server, marker)?;

@@ -106,8 +106,7 @@ pub fn measure(mesh: &mut Mesh, times: Times) -> Result<Row> {
 
     let mut rate = |concurrency: usize| -> Result<Rate> {
         let (concurrency, time) = (concurrency.to_string(), times.rate.as_secs_f64().to_string());
-        let rate: Rate =
-            mesh.run("client", &["rate", &once, "--concurrency", &concurrency, "--seconds", &time], times.rate + PATIENCE)?;
+        let rate: Rate = mesh.run("client", &["rate", &once, "--concurrency", &concurrency, "--seconds", &time], times.rate + PATIENCE)?;
         match rate.errors {
             0 => Ok(rate),
             errors => {
