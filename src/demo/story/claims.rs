@@ -3,17 +3,14 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use rtnetlink::IpVersion;
-
 use super::mesh::{LogMark, MESHED, Mesh, SERVICE, SERVICE_PORT, text};
 use super::report::{Identities, Report};
 use super::table::{self, Table};
-use super::{MEASURE, Progress, policy};
-use crate::agent::redirect::nft::Nft;
-use crate::agent::redirect::{Options, Redirect, State, port};
-use crate::base::{Error, Result, code};
+use super::{MEASURE, Progress, leftover, policy};
+use crate::agent::redirect::port;
+use crate::base::Result;
 use crate::demo::capture::{Capture, Counters, Recorder, Wanted};
-use crate::demo::lab::{Place, WIRE, link};
+use crate::demo::lab::WIRE;
 use crate::demo::pod::{APP_PORTS, ECHO_PORT, Outcome};
 
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -27,16 +24,15 @@ pub(super) fn all(mesh: &mut Mesh, recorder: Option<Recorder>, progress: &Progre
     let node = mesh.lab().node(1)?.netns.clone();
     let capture = Capture::start(&node, WIRE, wanted.clone(), recorder)?;
 
-    plain(mesh, &capture, &marker, Part::Before, report)?;
-    progress.say(&format!("before enrolment: {}", summary(&report.before)));
+    plain(mesh, &capture, &marker, Part::Before, progress, report)?;
 
     let start = Instant::now();
     mesh.enrol(true)?;
     mesh.wait_until_enrolled()?;
-    report.enrolment_ms = milliseconds(start);
-    progress.say(&format!("client, local and server are enrolled, {} ms after the file changed", report.enrolment_ms));
-    enrolled(mesh, &capture, &marker, report)?;
-    progress.say(&format!("enrolled: {}", summary(&report.enrolled)));
+    let took = milliseconds(start);
+    report.enrolment_ms = Some(took);
+    progress.say(&format!("client, local and server are enrolled, {took} ms after the file changed"));
+    enrolled(mesh, &capture, &marker, progress, report)?;
 
     policy::denied(mesh, &marker, progress, report)?;
     policy::impostor(mesh, progress, report)?;
@@ -48,9 +44,8 @@ pub(super) fn all(mesh: &mut Mesh, recorder: Option<Recorder>, progress: &Progre
 
     let capture = Capture::start(&node, WIRE, wanted, recorder)?;
     mesh.enrol(false)?;
-    wait_until_left(mesh)?;
-    plain(mesh, &capture, &marker, Part::After, report)?;
-    progress.say(&format!("after un-enrolment: {}", summary(&report.after)));
+    mesh.wait_until_left()?;
+    plain(mesh, &capture, &marker, Part::After, progress, report)?;
     rules_are_gone(mesh, report)?;
     if let Some(recorder) = capture.stop()? {
         recorder.finish()?;
@@ -69,28 +64,29 @@ enum Part {
 }
 
 /// Without the mesh: whoever sits on the wire reads everything.
-fn plain(mesh: &mut Mesh, capture: &Capture, marker: &str, part: Part, report: &mut Report) -> Result<()> {
+fn plain(mesh: &mut Mesh, capture: &Capture, marker: &str, part: Part, progress: &Progress, report: &mut Report) -> Result<()> {
     let server = SocketAddr::from((mesh.lab().pod("server")?.ip(), ECHO_PORT));
     let start = capture.counters()?;
     let answers = say(mesh, "client", server, marker)?;
     let seen = capture.counters()? - start;
     let when = match part {
         Part::Before => {
-            report.before = seen;
+            report.before = Some(seen);
             "before enrolment"
         }
         Part::After => {
-            report.after = seen;
+            report.after = Some(seen);
             "after un-enrolment"
         }
     };
+    progress.say(&format!("{when}: {}", summary(&seen)));
     report.claim(&format!("{when} the client reaches the server"), answers == TIMES, format!("{answers} of {TIMES} texts came back"));
     let readable = seen.plaintext_payload_hits > 0 && seen.app_port_packets > 0;
     report.claim(&format!("{when} the payload can be read on the wire"), readable, summary(&seen));
     Ok(())
 }
 
-fn enrolled(mesh: &mut Mesh, capture: &Capture, marker: &str, report: &mut Report) -> Result<()> {
+fn enrolled(mesh: &mut Mesh, capture: &Capture, marker: &str, progress: &Progress, report: &mut Report) -> Result<()> {
     let server = SocketAddr::from((mesh.lab().pod("server")?.ip(), ECHO_PORT));
     let local = SocketAddr::from((mesh.lab().pod("local")?.ip(), ECHO_PORT));
     let service = SocketAddr::from((SERVICE, SERVICE_PORT));
@@ -98,8 +94,10 @@ fn enrolled(mesh: &mut Mesh, capture: &Capture, marker: &str, report: &mut Repor
     let direct = say(mesh, "client", server, marker)?;
     let by_service = say(mesh, "client", service, marker)?;
     let same_node = say(mesh, "client", local, marker)?;
-    report.enrolled = capture.counters()? - start;
-    let (seen, came_back) = (report.enrolled, |answers: usize| format!("{answers} of {TIMES} texts came back"));
+    let seen = capture.counters()? - start;
+    report.enrolled = Some(seen);
+    progress.say(&format!("enrolled: {}", summary(&seen)));
+    let came_back = |answers: usize| format!("{answers} of {TIMES} texts came back");
     report.claim("enrolled, the client reaches the server", direct == TIMES, came_back(direct));
     report.claim("enrolled, the client reaches the service by its virtual address", by_service == TIMES, came_back(by_service));
     report.claim("enrolled, the client reaches the server on its own node", same_node == TIMES, came_back(same_node));
@@ -115,7 +113,7 @@ fn enrolled(mesh: &mut Mesh, capture: &Capture, marker: &str, report: &mut Repor
     report.claim("both proxies name the two identities of the tunnel", named, format!("{} -> {}", by_client.source, by_client.destination));
     let seen = format!("{} -> {}", by_local.source, by_local.destination);
     report.claim("traffic on one node has identities too", by_local == expected("local"), seen);
-    report.identities = by_client;
+    report.identities = Some(by_client);
     Ok(())
 }
 
@@ -132,38 +130,11 @@ fn ends(mesh: &mut Mesh, node: u8, target: SocketAddr, mark: &LogMark) -> Result
 fn rules_are_gone(mesh: &mut Mesh, report: &mut Report) -> Result<()> {
     let mut left = Vec::new();
     for name in MESHED {
-        let place = mesh.lab().pod(name)?;
-        left.extend(remains(place)?);
+        left.extend(leftover::rules(mesh.lab().pod(name)?)?);
     }
     let seen = if left.is_empty() { "none in client, local and server".to_owned() } else { left.join(", ") };
     report.claim("after un-enrolment no rule is left in the pods", left.is_empty(), seen);
     Ok(())
-}
-
-fn wait_until_left(mesh: &mut Mesh) -> Result<()> {
-    mesh.until(PATIENCE, "the pods have left the mesh", |mesh| {
-        let all = MESHED.iter().filter_map(|name| mesh.lab().pod(name).ok());
-        let gone = all.map(remains).all(|left| left.is_ok_and(|left| left.is_empty()));
-        gone.then_some(())
-    })
-}
-
-fn remains(place: &Place) -> Result<Vec<String>> {
-    let mut left = Vec::new();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Error::caused(&code::INTERNAL, "start a runtime", error))?;
-    let state = runtime.block_on(Nft::new(Options::default()).state(&place.netns))?;
-    if state != State::Absent {
-        left.push(format!("redirection in {}: {state:?}", place.name));
-    }
-    for (version, own) in [(IpVersion::V4, 3), (IpVersion::V6, 2)] {
-        let rules = link::rules(&place.netns, version)?;
-        // A fresh namespace has the rules for the tables local, main and default; IPv6 has no default.
-        if rules > own {
-            left.push(format!("{} routing rules in {}", rules - own, place.name));
-        }
-    }
-    Ok(left)
 }
 
 /// How many of the texts came back.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::leftover;
 use crate::base::{Error, Result, code};
 use crate::config::meshfile::{MeshFile, Pod, Service};
 use crate::demo::lab::{Child, Lab, Place, PodSpec};
@@ -126,6 +127,17 @@ impl Mesh {
             let said = mesh.say("client", to, "is this the mesh?").ok()?;
             let through = |node| mesh.access_log(node, &mark).iter().any(|line| text(line, "dst.hbone_addr") == to.to_string());
             (said.outcome == crate::demo::pod::Outcome::Echoed && through(1) && through(2)).then_some(())
+        })
+    }
+
+    /// Waits until no rule is left in the pods.
+    ///
+    /// # Errors
+    /// There still is one after a bounded time.
+    pub fn wait_until_left(&mut self) -> Result<()> {
+        self.until(PATIENCE, "the pods have left the mesh", |mesh| {
+            let mut places = MESHED.iter().filter_map(|name| mesh.lab.pod(name).ok());
+            places.all(|place| leftover::rules(place).is_ok_and(|left| left.is_empty())).then_some(())
         })
     }
 

@@ -2,6 +2,7 @@
 
 mod claims;
 mod hold;
+mod leftover;
 pub mod mesh;
 mod policy;
 pub mod report;

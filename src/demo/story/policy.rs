@@ -38,7 +38,7 @@ pub(super) fn denied(mesh: &mut Mesh, marker: &str, progress: &Progress, report:
         named,
         format!("{reason}; {}", text(&line, "src.identity")),
     );
-    report.policy = report::Policy { code: text(&line, "code").to_owned(), reason, effective_ms: effective };
+    report.policy = Some(report::Policy { code: text(&line, "code").to_owned(), reason, effective_ms: effective });
 
     let other = say(mesh, "local", server, marker)?;
     report.claim("another client is not denied", other > 0, format!("{other} texts came back"));
@@ -84,7 +84,7 @@ pub(super) fn impostor(mesh: &mut Mesh, progress: &Progress, report: &mut Report
     report.claim("the access log of the client's proxy says whom it wanted and whom it got", named, reason.clone());
     let fooled = listener.output().contains("accepted");
     report.claim("the impostor got no tunnel", !fooled, listener.output().lines().last().unwrap_or_default());
-    report.impostor = report::Impostor { code: text(&line, "code").to_owned(), reason };
+    report.impostor = Some(report::Impostor { code: text(&line, "code").to_owned(), reason });
     drop(listener);
     mesh.edit(|file| file.pods.retain(|pod| pod.name != "vault"))
 }

@@ -8,7 +8,7 @@ use super::table::Table;
 use crate::base::{Error, code};
 use crate::demo::capture::Counters;
 
-/// The one JSON object of `warren demo --json`.
+/// The one JSON object of `warren demo --json`. A part that was not reached is missing: it says nothing, not zero.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     /// Every claim holds.
@@ -19,19 +19,26 @@ pub struct Report {
     /// How long it took.
     pub seconds: f64,
     /// On the wire before enrolment, while the client talked to the server.
-    pub before: Counters,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub before: Option<Counters>,
     /// On the wire while enrolled, while the same was said.
-    pub enrolled: Counters,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub enrolled: Option<Counters>,
     /// On the wire after enrolment.
-    pub after: Counters,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub after: Option<Counters>,
     /// Who talked to whom, from the certificates of the tunnel.
-    pub identities: Identities,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub identities: Option<Identities>,
     /// The policy that denies one client.
-    pub policy: Policy,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub policy: Option<Policy>,
     /// The pod with a genuine certificate and somebody else's address.
-    pub impostor: Impostor,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub impostor: Option<Impostor>,
     /// From the change of the mesh file to the first connection through the mesh, milliseconds.
-    pub enrolment_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub enrolment_ms: Option<u64>,
     /// What was claimed and what was seen, in order.
     pub claims: Vec<Claim>,
     /// How fast it is.
