@@ -1,4 +1,5 @@
 //! `warren demo`: what it claims, and that nothing of it stays behind however it ends.
+#![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests are test code")]
 
 mod common;
 
@@ -103,7 +104,7 @@ struct Demo {
 impl Demo {
     fn start(arguments: &[&str]) -> Self {
         let mut command = Command::new(common::WARREN);
-        command.arg("demo").args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.arg("demo").args(arguments).env(PARENT, std::process::id().to_string()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = command.spawn().expect("the program under test is built");
         let stderr = BufReader::new(process.stderr.take().expect("a pipe"));
         Self { process, stderr, said: String::new() }

@@ -11,8 +11,7 @@ use warren::demo::pod::{ECHO_PORT, Outcome};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-const PODS: [PodSpec<'_>; 2] =
-    [PodSpec { name: "client", node: 1, hosts: &[10] }, PodSpec { name: "server", node: 2, hosts: &[10, 66] }];
+const PODS: [PodSpec<'_>; 2] = [PodSpec { name: "client", node: 1, hosts: &[10] }, PodSpec { name: "server", node: 2, hosts: &[10, 66] }];
 
 #[test]
 fn pods_talk_over_the_wire_and_the_capture_reads_it() {
