@@ -23,7 +23,7 @@ const UP: &str = "all are up";
 fn every_claim_holds_and_the_json_says_so() {
     let dir = tempfile::tempdir().expect("a directory");
     let pcap = dir.path().join("wire.pcap");
-    let mut demo = Demo::start(&["--json", "--pcap", pcap.to_str().expect("a plain path")]);
+    let demo = Demo::start(&["--json", "--pcap", pcap.to_str().expect("a plain path")]);
     let traces = demo.traces();
     let (stdout, stderr, status) = demo.finish(Duration::from_secs(100));
     assert!(status.success(), "{status}\n{stdout}\n{stderr}");
