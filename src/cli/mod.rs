@@ -1,3 +1,4 @@
 //! The command line: one file per role or verb.
 
+pub mod agent;
 pub mod demo;

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use warren::agent::redirect::nft::Nft;
-use warren::agent::redirect::{Options, Redirect, State};
+use warren::agent::redirect::{Options, Redirect, State, routes};
 
 use crate::world::{Dial, accept, both_families, connect, listen, talk};
 
@@ -19,6 +19,10 @@ fn the_state_is_read_back_from_the_kernel() {
         }
         let other = Nft::new(Options { probe_v4: Ipv4Addr::new(169, 254, 7, 1), ..Options::default() });
         assert_eq!(world.wait(other.state(&world.pod)).expect("state"), State::Outdated, "other options are other rules");
+        world.wait(routes::remove(&world.pod)).expect("somebody removes the routes");
+        assert_eq!(state(), State::Outdated);
+        world.wait(redirect.apply(&world.pod)).expect("apply");
+        assert_eq!(state(), State::Redirecting);
         world.wait(redirect.hold(&world.pod)).expect("hold");
         assert_eq!(state(), State::Holding);
         world.wait(redirect.apply(&world.pod)).expect("apply");

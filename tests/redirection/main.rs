@@ -2,6 +2,9 @@
 //!
 //! Needs CAP_SYS_ADMIN and CAP_NET_ADMIN in the current user namespace.
 
+#![expect(clippy::expect_used, clippy::panic, reason = "a test ends by panicking")]
+
+mod agent;
 mod enrolment;
 mod existing;
 mod routing;

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::TryStreamExt;
@@ -12,7 +13,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use socket2::{Domain, SockRef, Socket, Type};
 use warren::agent::redirect::nft::Nft;
-use warren::agent::redirect::{Options, Redirect};
+use warren::agent::redirect::{Options, Redirect, State};
 use warren::net::NetNs;
 use warren::net::socket::PROXY_MARK;
 
@@ -49,7 +50,7 @@ pub(crate) fn both_families(story: impl Fn(&World)) {
 
 impl World {
     fn new(family: Addresses) -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
         let (pod, host) = (new_netns(), new_netns());
         runtime.block_on(async {
             let in_pod = netlink(&pod);
@@ -70,6 +71,25 @@ impl World {
 
     pub(crate) fn wait<F: Future>(&self, future: F) -> F::Output {
         self.runtime.block_on(async { tokio::time::timeout(LIMIT * 2, future).await.expect("in time") })
+    }
+
+    pub(crate) fn spawn<F: Future<Output: Send> + Send + 'static>(&self, future: F) -> tokio::task::JoinHandle<F::Output> {
+        self.runtime.spawn(future)
+    }
+
+    /// Waits until the pod's namespace is in that state.
+    pub(crate) fn until(&self, state: State) {
+        self.wait(async {
+            let mut look = tokio::time::interval(Duration::from_millis(10));
+            while self.redirect().state(&self.pod).await.expect("state") != state {
+                look.tick().await;
+            }
+        });
+    }
+
+    /// Where this process finds the pod's namespace.
+    pub(crate) fn pod_path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.pod.as_fd().as_raw_fd()).into()
     }
 
     pub(crate) fn enrol(&self) {

@@ -1,0 +1,230 @@
+//! The bearer tokens of proxies: one for each node that the mesh names, in a file that only its owner can read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use parking_lot::RwLock;
+use rand::TryRngCore;
+use rand::rngs::OsRng;
+use tonic::Status;
+use tonic::metadata::MetadataMap;
+
+use crate::base::{Error, Result, Str, code};
+
+/// Bytes of chance in a token.
+const STRENGTH: usize = 32;
+
+/// Longest token that is compared, bytes.
+const LONGEST: usize = 4096;
+
+/// Who may call: the proxies of these nodes.
+pub struct Tokens {
+    directory: PathBuf,
+    by_node: RwLock<BTreeMap<Str, String>>,
+}
+
+impl Tokens {
+    /// The tokens in `directory`, which is made if it does not exist (0700).
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub fn open(directory: &Path) -> Result<Self> {
+        private_directory(directory).map_err(|error| failed(directory, error))?;
+        Ok(Self { directory: directory.to_owned(), by_node: RwLock::default() })
+    }
+
+    /// Makes tokens of nodes that have none and removes those of all others.
+    ///
+    /// A token in a file that others could read is replaced: it may have been read.
+    ///
+    /// # Errors
+    /// A file cannot be read or written; the tokens of the other nodes are in force all the same.
+    pub fn follow<'a>(&self, nodes: impl Iterator<Item = &'a Str>) -> Result<()> {
+        let nodes: BTreeSet<Str> = nodes.cloned().collect();
+        let mut first_error = None;
+        let mut tokens = BTreeMap::new();
+        for node in &nodes {
+            match self.read_or_make(node) {
+                Ok(token) => {
+                    tokens.insert(node.clone(), token);
+                }
+                Err(error) => first_error = first_error.or(Some(failed(&self.directory.join(&**node), error))),
+            }
+        }
+        *self.by_node.write() = tokens;
+        self.remove_others(&nodes).map_err(|error| failed(&self.directory, error))?;
+        first_error.map_or(Ok(()), Err)
+    }
+
+    /// Whether the node has a token.
+    pub fn knows(&self, node: &str) -> bool {
+        self.by_node.read().contains_key(node)
+    }
+
+    /// The node whose proxy calls.
+    ///
+    /// # Errors
+    /// Unauthenticated: no token, or an unknown one.
+    pub fn caller(&self, metadata: &MetadataMap) -> std::result::Result<Str, Status> {
+        let refuse = |reason| {
+            let error = Error::new(&code::NOT_AUTHENTICATED, reason);
+            tracing::warn!(%error, "call refused");
+            Status::unauthenticated(error.to_string())
+        };
+        let Some(header) = metadata.get("authorization") else { return Err(refuse("no authorization header")) };
+        let header = header.to_str().unwrap_or_default();
+        let token = match header.split_once(' ') {
+            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") && token.len() <= LONGEST => token.trim(),
+            _ => return Err(refuse("the authorization header holds no bearer token")),
+        };
+        // All are compared, so that the time taken does not tell which one came close.
+        let tokens = self.by_node.read();
+        let found = tokens.iter().filter(|(_, known)| is_equal(known, token)).map(|(node, _)| node.clone()).last();
+        found.ok_or_else(|| refuse("the bearer token belongs to no node of the mesh"))
+    }
+
+    fn read_or_make(&self, node: &str) -> io::Result<String> {
+        let path = self.directory.join(node);
+        match OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(&path) {
+            Ok(file) => {
+                let mut token = String::new();
+                let mode = file.metadata()?.mode();
+                file.take(LONGEST as u64).read_to_string(&mut token)?;
+                let token = token.trim();
+                if mode & 0o077 == 0 && token.len() >= STRENGTH {
+                    return Ok(token.to_owned());
+                }
+                tracing::warn!(path = %path.display(), "the token could be read by others, or is too short: a new one is made");
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let mut bytes = [0; STRENGTH];
+        OsRng.try_fill_bytes(&mut bytes).map_err(io::Error::other)?;
+        let token = URL_SAFE_NO_PAD.encode(bytes);
+        write_private(&path, token.as_bytes())?;
+        Ok(token)
+    }
+
+    fn remove_others(&self, nodes: &BTreeSet<Str>) -> io::Result<()> {
+        for entry in fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            if entry.file_name().to_str().is_none_or(|name| !nodes.contains(name)) && entry.file_type()?.is_file() {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Says which nodes have one, never what it is.
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokens").field("directory", &self.directory).field("nodes", &self.by_node.read().keys()).finish()
+    }
+}
+
+/// Takes the same time wherever the first difference is.
+fn is_equal(known: &str, given: &str) -> bool {
+    let (known, given) = (known.as_bytes(), given.as_bytes());
+    known.len() == given.len() && std::hint::black_box(known.iter().zip(given).fold(0, |sum, (a, b)| sum | (a ^ b))) == 0
+}
+
+/// Makes a directory that only its owner can enter, with its parents.
+pub(super) fn private_directory(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => fs::create_dir_all(parent)?,
+        _ => {}
+    }
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        result => result,
+    }
+}
+
+/// Writes a file that only its owner can read; a reader sees it whole or not at all.
+pub(super) fn write_private(path: &Path, contents: &[u8]) -> io::Result<()> {
+    write_file(path, contents, 0o600)
+}
+
+/// Writes a file of that mode; a reader sees it whole or not at all.
+pub(super) fn write_file(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let new = path.with_file_name(name);
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+    file.write_all(contents)?;
+    file.sync_all()?;
+    fs::rename(new, path)
+}
+
+fn failed(path: &Path, error: io::Error) -> Error {
+    Error::caused(&code::BAD_FILE, format!("token {}", path.display()), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn bearer(token: &str) -> MetadataMap {
+        let mut metadata = MetadataMap::new();
+        metadata.insert("authorization", format!("Bearer {token}").parse().unwrap());
+        metadata
+    }
+
+    #[test]
+    fn each_node_has_a_token_of_its_own_as_long_as_it_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokens");
+        let tokens = Tokens::open(&path).unwrap();
+        let (one, two): (Str, Str) = ("n1".into(), "n2".into());
+        tokens.follow([&one, &two].into_iter()).unwrap();
+        let read = |node: &str| fs::read_to_string(path.join(node)).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(fs::metadata(path.join("n1")).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(URL_SAFE_NO_PAD.decode(read("n1")).unwrap().len(), 32);
+        assert_ne!(read("n1"), read("n2"));
+        assert_eq!(&*tokens.caller(&bearer(&read("n2"))).unwrap(), "n2");
+
+        let (first, second) = (read("n1"), read("n2"));
+        let again = Tokens::open(&path).unwrap();
+        again.follow([&one].into_iter()).unwrap();
+        assert_eq!(read("n1"), first, "a token stays the same over a restart");
+        assert!(!path.join("n2").exists() && !again.knows("n2"));
+        let status = again.caller(&bearer(&second)).unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unauthenticated);
+        assert!(status.message().contains("W7003"), "{status}");
+
+        fs::set_permissions(path.join("n1"), fs::Permissions::from_mode(0o644)).unwrap();
+        again.follow([&one].into_iter()).unwrap();
+        assert_ne!(read("n1"), first, "a token that others could read is replaced");
+        assert_eq!(fs::metadata(path.join("n1")).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn whatever_is_no_token_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokens = Tokens::open(dir.path()).unwrap();
+        tokens.follow([&Str::from("n1")].into_iter()).unwrap();
+        let token = fs::read_to_string(dir.path().join("n1")).unwrap();
+        let mut cases =
+            vec![MetadataMap::new(), bearer(""), bearer(&token[1..]), bearer(&format!("{token}x")), bearer(&token.to_uppercase())];
+        let mut basic = MetadataMap::new();
+        basic.insert("authorization", format!("Basic {token}").parse().unwrap());
+        cases.push(basic);
+        for metadata in cases {
+            assert_eq!(tokens.caller(&metadata).unwrap_err().code(), tonic::Code::Unauthenticated, "{metadata:?}");
+        }
+    }
+}

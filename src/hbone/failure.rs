@@ -1,0 +1,36 @@
+//! What an error of the engine means.
+
+use crate::base::{Error, code};
+
+/// An error of one stream, seen while `doing`.
+pub(super) fn of_stream(doing: &str, error: h2::Error) -> Error {
+    if error.is_reset() {
+        let who = if error.is_remote() { "the peer" } else { "this proxy" };
+        let reason = error.reason().unwrap_or(h2::Reason::INTERNAL_ERROR);
+        return Error::new(&code::RELAY_FAILED, format!("{doing}: {who} reset the stream: {reason:?}"));
+    }
+    of_connection(doing, error)
+}
+
+/// An error of the whole tunnel.
+pub(super) fn of_connection(doing: &str, error: h2::Error) -> Error {
+    if let Some(io) = error.get_io() {
+        // A TLS 1.3 client learns only after the handshake that it was refused.
+        let text = io.to_string();
+        if text.contains("received fatal alert") {
+            let code = if text.contains("CertificateRequired") { &code::NO_PEER_CERTIFICATE } else { &code::TLS_FAILED };
+            return Error::new(code, format!("{doing}: the peer's TLS refused us: {text}"));
+        }
+        return Error::new(&code::TUNNEL_BROKEN, format!("{doing}: the connection was lost: {text}"));
+    }
+    if error.is_go_away() && error.is_remote() {
+        let reason = error.reason().unwrap_or(h2::Reason::NO_ERROR);
+        return Error::new(&code::TUNNEL_BROKEN, format!("{doing}: the peer ended the tunnel: {reason:?}"));
+    }
+    Error::caused(&code::TUNNEL_BROKEN, doing, error)
+}
+
+/// Whether the peer surely did nothing with the request (RFC 9113 §8.7).
+pub(super) fn is_untouched(error: &h2::Error) -> bool {
+    error.is_remote() && (error.is_go_away() || (error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM)))
+}

@@ -1,0 +1,3 @@
+//! Where the mesh comes from: the control plane by delta discovery, and the local file; both converted resource by resource.
+
+pub mod convert;
