@@ -8,11 +8,13 @@ use clap::{Parser, Subcommand};
 use crate::base::drain::{self, Watch};
 use crate::base::{Error, Result, code};
 use crate::config::{Env, env};
+use crate::demo::sandbox;
 use crate::telemetry::log;
 use shutdown::Signals;
 
 pub mod agent;
 pub mod control;
+pub mod demo;
 mod explain;
 mod proxy;
 mod settings;
@@ -34,16 +36,24 @@ enum Role {
     Agent(agent::Args),
     /// Control plane: tells proxies about the mesh and signs their certificates.
     Control(control::Args),
+    /// Shows the mesh at work: two nodes and their pods on this machine, in namespaces that vanish afterwards.
+    Demo(demo::Args),
     /// Says what an error code means and what to do about it.
     Explain(explain::Arguments),
     /// Prints the settings of `warren proxy` as a Markdown page.
     Settings,
+    /// Runs a command in namespaces of its own. For the project's tests.
+    #[command(hide = true)]
+    Sandbox(demo::SandboxArgs),
+    /// An application in a pod of the demo.
+    #[command(hide = true)]
+    DemoPod(demo::PodArgs),
 }
 
 /// Parses the command line and runs the role. Exit status: 0 done, 1 failed, 2 wrong usage.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match run(arguments.role) {
+    let status = sandbox::die_with_parent().and_then(|()| run(Arguments::parse().role));
+    match status {
         Ok(status) => status,
         Err(error) => {
             eprintln!("warren: {error}");
@@ -58,6 +68,10 @@ fn run(role: Role) -> Result<ExitCode> {
         Role::Proxy(arguments) => proxy::run(arguments),
         Role::Agent(arguments) => until_signal(|drain| agent::run(arguments, drain)),
         Role::Control(arguments) => until_signal(|drain| control::run(arguments, drain)),
+        // These make namespaces, which the kernel allows only to a process with one thread.
+        Role::Demo(arguments) => demo::run(arguments),
+        Role::Sandbox(arguments) => demo::sandbox(&arguments),
+        Role::DemoPod(arguments) => demo::pod(arguments),
         Role::Explain(arguments) => explain::run(&arguments),
         Role::Settings => settings::run(),
     }
