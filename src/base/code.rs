@@ -91,6 +91,7 @@ codes! {
     RELAY_FAILED "W1013" Destination true "CONNECT" "the connection broke while data was moving" "One side reset the connection; the text says which.";
     CAPACITY "W1014" Node true "CONNECT" "a limit of this proxy was reached" "Too many connections or streams at once; the text names the limit.";
     UNSUPPORTED "W1015" Configuration false "CONNECT" "the mesh asks for something this version does not do" "The text names the feature. The connection is refused because carrying it another way would not be what was asked for.";
+    STREAM_RESET "W1016" Destination true "-" "the other application reset the connection" "The application ended the connection abruptly; its own log says why.";
 
     BAD_METHOD "W2001" Peer false "CONNECT" "an HBONE request was not CONNECT" "Something other than a mesh proxy uses port 15008.";
     BAD_AUTHORITY "W2002" Peer false "CONNECT" "an HBONE request has no usable target" "The :authority must be ip:port or host:port.";
@@ -145,6 +146,20 @@ codes! {
 /// The entry with that id, in any case.
 pub fn find(id: &str) -> Option<&'static Code> {
     ALL.iter().find(|code| code.id.eq_ignore_ascii_case(id)).copied()
+}
+
+/// The error reference, Markdown.
+pub fn reference_page() -> String {
+    let mut page = String::from(
+        "# Error reference\n\nEvery refusal and failure carries one of these codes: in the access log (`code`), in error texts, in \
+         `warren_connections_refused_total{code}`. A code never changes its meaning. `warren explain W####` prints one.\n\n\
+         | code | what happened | whose side | retry helps | what to do |\n|---|---|---|---|---|\n",
+    );
+    for code in ALL {
+        let retry = if code.retry { "yes" } else { "no" };
+        page.push_str(&format!("| {} | {} | {} | {retry} | {} |\n", code.id, code.title, code.side, code.hint));
+    }
+    page
 }
 
 #[cfg(test)]

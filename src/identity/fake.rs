@@ -223,6 +223,13 @@ fn read_file(path: &Path, private: bool) -> Result<String> {
     Ok(text)
 }
 
+/// An authority for tests, with a root of its own.
+#[cfg(test)]
+pub(crate) fn scratch() -> FakeAuthority {
+    let directory = tempfile::tempdir().unwrap();
+    FakeAuthority::load(&FakeRoot::Directory(directory.path().join("ca"))).unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;

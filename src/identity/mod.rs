@@ -3,7 +3,7 @@
 pub mod authority;
 mod ca;
 mod certificate;
-mod fake;
+pub(crate) mod fake;
 mod queue;
 mod spiffe;
 mod store;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::address::{NamespacedHostname, NetworkCidr};
-use super::policy::{Policy, Scope};
+use super::policy::{Policy, Scope, UnusablePolicy};
 use super::service::Service;
 use super::snapshot::{Arrived, Family, Mesh};
 use super::workload::Workload;
@@ -152,8 +152,21 @@ impl Edit {
         self.touched += 1;
     }
 
-    /// Removes the policy; whether there was one.
+    /// Notes that a policy arrived and could not be understood. One that is in force under that key stays in force.
+    pub fn upsert_unusable_policy(&mut self, key: Str, unusable: UnusablePolicy) {
+        let known = self.mesh.unusable_policies.get(&key);
+        if !self.mesh.policies.contains_key(&key) && known.is_none_or(|known| **known != unusable) {
+            self.mesh.unusable_policies.insert_mut(key, Arc::new(unusable));
+            self.touched += 1;
+        }
+    }
+
+    /// Removes the policy, understood or not; whether there was one.
     pub fn remove_policy(&mut self, key: &str) -> bool {
+        if self.mesh.unusable_policies.remove_mut(key) {
+            self.touched += 1;
+            return true;
+        }
         let Some((key, policy)) = self.mesh.policies.get_key_value(key).map(|(key, policy)| (key.clone(), policy.clone())) else {
             return false;
         };

@@ -46,6 +46,7 @@ impl<K: Eq + Hash + Clone, O: Ord + Clone, V: Clone> Index<K, O, V> {
         self.0.keys()
     }
 
+    #[cfg(test)]
     pub(super) fn size(&self) -> usize {
         self.0.size()
     }

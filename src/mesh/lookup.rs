@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::address::{NamespacedHostname, NetworkAddress, NetworkCidr};
-use super::policy::Policy;
+use super::policy::{Policy, UnusablePolicy};
 use super::service::{Endpoint, Service};
 use super::snapshot::{Arrived, Family, Mesh};
 use super::workload::{Health, LocalWorkload, Protocol, Workload};
@@ -110,6 +110,11 @@ impl Mesh {
     /// The policy with that key.
     pub fn policy(&self, key: &str) -> Option<&Arc<Policy>> {
         self.policies.get(key)
+    }
+
+    /// Policies that arrived and could not be understood, by key.
+    pub fn unusable_policies(&self) -> impl Iterator<Item = (&Str, &Arc<UnusablePolicy>)> {
+        self.unusable_policies.iter()
     }
 
     /// Policies of namespace scope of that namespace, by key.

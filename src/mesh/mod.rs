@@ -21,7 +21,7 @@ mod tests;
 pub use address::{GatewayAddress, GatewayDestination, NamespacedHostname, NetworkAddress, NetworkCidr};
 pub use edit::Edit;
 pub use lookup::Owner;
-pub use policy::{Action, Match, Policy, Scope, ServiceAccountMatch, StringMatch};
+pub use policy::{Action, Match, Policy, Scope, ServiceAccountMatch, StringMatch, UnusablePolicy};
 pub use resolve::{Resolution, Upstream, resolve_upstream};
 pub use service::{
     Endpoint, HealthPolicy, IpFamilies, LoadBalancer, LoadBalancerMode, Ports, RoutingPreference, Service, Visibility, WeightedWaypoint,

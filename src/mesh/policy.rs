@@ -30,6 +30,17 @@ impl Policy {
     }
 }
 
+/// A policy that arrived and could not be understood, with nothing older in force in its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnusablePolicy {
+    /// Its namespace, as far as that could be read.
+    pub namespace: Str,
+    /// Its scope; [`Scope::WorkloadSelector`] if that is what could not be understood.
+    pub scope: Scope,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
 /// Which workloads a policy is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Scope {

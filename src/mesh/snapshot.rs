@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::address::{NamespacedHostname, NetworkAddress, NetworkCidr};
 use super::index::Index;
-use super::policy::Policy;
+use super::policy::{Policy, UnusablePolicy};
 use super::service::{Endpoint, Service};
 use super::workload::Workload;
 use crate::base::Str;
@@ -35,6 +35,8 @@ pub struct Mesh {
     pub(super) policies: HashTrieMapSync<Str, Arc<Policy>>,
     /// Of namespace scope by namespace, of global scope under `None`.
     pub(super) scoped_policies: Index<Option<Str>, Str, Arc<Policy>>,
+    /// Few: a control plane that sends such is broken.
+    pub(super) unusable_policies: RedBlackTreeMapSync<Str, Arc<UnusablePolicy>>,
 }
 
 #[derive(Clone, Debug)]
@@ -66,6 +68,7 @@ impl Default for Mesh {
             endpoints: Index::default(),
             policies: HashTrieMapSync::new_sync(),
             scoped_policies: Index::default(),
+            unusable_policies: RedBlackTreeMapSync::new_sync(),
         }
     }
 }
@@ -104,6 +107,17 @@ impl Mesh {
     /// All policies with their keys, in no order.
     pub fn policies(&self) -> impl Iterator<Item = (&Str, &Arc<Policy>)> {
         self.policies.iter()
+    }
+
+    /// Policies that workloads name and that are not known, with the number of those workloads.
+    pub fn missing_policies(&self) -> BTreeMap<Str, usize> {
+        let mut missing = BTreeMap::new();
+        for key in self.workloads().flat_map(|workload| &workload.authorization_policies) {
+            if !self.policies.contains_key(key) && !self.unusable_policies.contains_key(key) {
+                *missing.entry(key.clone()).or_default() += 1;
+            }
+        }
+        missing
     }
 
     /// What the configuration dump shows, in a fixed order.

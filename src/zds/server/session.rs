@@ -85,7 +85,7 @@ async fn add(connection: &Connection, session: &Registered<'_>, pod: &Pod) -> Re
     };
     let request = Request::Add { uid: pod.uid.to_string(), info: pod.info.clone() };
     let answer = exchange(connection, &request, Some(netns.as_fd())).await?;
-    session.table.answered(session.id, &pod.uid, netns.id(), answer.clone());
+    session.table.answered(session.id, pod, netns.id(), answer.clone());
     Ok(answer)
 }
 

@@ -43,18 +43,30 @@ struct Session {
     answers: HashMap<Str, (NetNsId, Answer)>,
 }
 
+impl Inner {
+    fn insert(&mut self, pod: Pod) {
+        let (uid, info) = (pod.uid.clone(), pod.info.clone());
+        // Another identity under the same UID: what was said about the old one is void.
+        if self.pods.insert(uid.clone(), pod).is_some_and(|old| old.info != info) {
+            for session in &mut self.sessions {
+                session.answers.remove(&uid);
+            }
+        }
+    }
+}
+
 impl Table {
     pub(super) fn new() -> Self {
         Self { inner: Mutex::new(Inner { pods: BTreeMap::new(), sessions: Vec::new(), next_id: 1 }), changed: watch::channel(0).0 }
     }
 
     pub(super) fn register(&self, pod: Pod) {
-        self.inner.lock().pods.insert(pod.uid.clone(), pod);
+        self.inner.lock().insert(pod);
     }
 
     pub(super) fn add(&self, pod: Pod) -> Result<Reply> {
         let mut inner = self.inner.lock();
-        inner.pods.insert(pod.uid.clone(), pod.clone());
+        inner.insert(pod.clone());
         let Some(newest) = inner.sessions.last() else {
             return Err(Error::new(&code::ZDS_REFUSED, "no proxy is connected to this agent"));
         };
@@ -113,13 +125,13 @@ impl Table {
     }
 
     /// The proxy answered about a pod in that namespace.
-    pub(super) fn answered(&self, id: u64, uid: &Str, netns: NetNsId, answer: Answer) {
+    pub(super) fn answered(&self, id: u64, pod: &Pod, netns: NetNsId, answer: Answer) {
         let mut inner = self.inner.lock();
-        // An answer about a pod that was removed meanwhile would stay for ever.
-        if inner.pods.contains_key(uid)
+        // What was removed or became another pod meanwhile is not what the answer is about.
+        if inner.pods.get(&pod.uid).is_some_and(|wanted| wanted.info == pod.info)
             && let Some(session) = inner.sessions.iter_mut().find(|session| session.id == id)
         {
-            session.answers.insert(uid.clone(), (netns, answer));
+            session.answers.insert(pod.uid.clone(), (netns, answer));
         }
         drop(inner);
         self.touch();

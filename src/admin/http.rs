@@ -1,0 +1,62 @@
+//! The one way to serve HTTP: HTTP/1.1, bounded connections, a deadline for headers, ended by the drain.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::base::drain::Watch;
+
+/// How long a client may take to send its request head.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest any exchange on one connection may last.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Connections served at once; more wait in the kernel's queue.
+const CONNECTIONS: usize = 128;
+
+/// Serves `router` on `listener` until the drain starts.
+pub async fn serve(listener: TcpListener, router: Router, mut drain: Watch) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(permit) = permits.clone().acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = drain.started() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let router = router.clone();
+                tokio::spawn(async move {
+                    let _permit = permit;
+                    one(stream, router).await;
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn one(stream: TcpStream, router: Router) {
+    let _ = stream.set_nodelay(true);
+    let service = TowerToHyperService::new(router.into_service::<Incoming>());
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .half_close(true)
+        .max_buf_size(8192)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "HTTP connection ended"),
+        Err(_) => tracing::debug!("HTTP connection was open too long"),
+    }
+}

@@ -1,0 +1,125 @@
+//! Redirection by nf_tables, spoken over netlink: no `nft` program is needed, and the kernel takes a whole rule set at
+//! once or leaves all as it was.
+
+mod encode;
+mod kernel;
+mod message;
+
+use super::plan::{Family, Mode, Plan};
+use super::{Options, Redirect, State, inside, routes};
+use crate::base::{Error, Result, code};
+use crate::net::NetNs;
+use encode::Batch;
+use kernel::{Found, Kernel};
+
+/// The back-end.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Nft {
+    options: Options,
+}
+
+impl Nft {
+    /// With the operator's choices.
+    pub fn new(options: Options) -> Self {
+        Self { options }
+    }
+
+    async fn install(&self, netns: &NetNs, mode: Mode) -> Result<()> {
+        let options = self.options;
+        inside::inside(netns, &code::REDIRECT_FAILED, move || {
+            let mut kernel = Kernel::open()?;
+            let wanted = plans(mode, &options);
+            let mut batch = Batch::new();
+            for family in families(&mut kernel, &wanted)? {
+                batch.remove(family);
+            }
+            for plan in &wanted {
+                batch.install(plan);
+            }
+            kernel.commit(batch)
+        })
+        .await
+    }
+}
+
+impl Redirect for Nft {
+    async fn state(&self, netns: &NetNs) -> Result<State> {
+        let options = self.options;
+        let rules = inside::inside(netns, &code::REDIRECT_FAILED, move || {
+            let mut kernel = Kernel::open()?;
+            let mut found = Vec::new();
+            for family in [Family::V4, Family::V6] {
+                if let Some(table) = kernel.find(family)? {
+                    found.push((family, table));
+                }
+            }
+            let is = |mode| found == plans(mode, &options).iter().map(|plan| (plan.family, Found::expected(plan))).collect::<Vec<_>>();
+            Ok(match () {
+                () if found.is_empty() => State::Absent,
+                () if is(Mode::Redirect) => State::Redirecting,
+                () if is(Mode::Hold) => State::Holding,
+                () => State::Outdated,
+            })
+        })
+        .await?;
+        match rules {
+            State::Redirecting if !routes::installed(netns).await? => Ok(State::Outdated),
+            state => Ok(state),
+        }
+    }
+
+    async fn apply(&self, netns: &NetNs) -> Result<()> {
+        // Routes first: without them the application's answers to the proxy would leave the pod.
+        routes::install(netns).await?;
+        self.install(netns, Mode::Redirect).await
+    }
+
+    async fn hold(&self, netns: &NetNs) -> Result<()> {
+        self.install(netns, Mode::Hold).await
+    }
+
+    async fn remove(&self, netns: &NetNs) -> Result<()> {
+        // The table goes last: as long as it is there the namespace counts as not clean.
+        routes::remove(netns).await?;
+        inside::inside(netns, &code::REDIRECT_FAILED, || {
+            let mut kernel = Kernel::open()?;
+            let families = families(&mut kernel, &[])?;
+            if families.is_empty() {
+                return Ok(());
+            }
+            let mut batch = Batch::new();
+            for family in families {
+                batch.remove(family);
+            }
+            kernel.commit(batch)
+        })
+        .await
+    }
+
+    async fn connections(&self, netns: &NetNs) -> Result<usize> {
+        inside::inside(netns, &code::REDIRECT_FAILED, || {
+            inside::connections().map_err(|error| Error::caused(&code::REDIRECT_FAILED, "read the table of connections", error))
+        })
+        .await
+    }
+}
+
+/// What is wanted in the calling thread's namespace.
+fn plans(mode: Mode, options: &Options) -> Vec<Plan> {
+    let mut plans = vec![Plan::new(Family::V4, mode, options)];
+    if inside::has_ipv6() {
+        plans.push(Plan::new(Family::V6, mode, options));
+    }
+    plans
+}
+
+/// The families that are there or wanted: others are not touched, the kernel may not have them.
+fn families(kernel: &mut Kernel, wanted: &[Plan]) -> Result<Vec<Family>> {
+    let mut families = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        if wanted.iter().any(|plan| plan.family == family) || kernel.find(family)?.is_some() {
+            families.push(family);
+        }
+    }
+    Ok(families)
+}

@@ -1,0 +1,12 @@
+//! `warren settings`
+
+use std::process::ExitCode;
+
+use crate::base::Result;
+use crate::config::env;
+
+/// Prints the reference page.
+pub(super) fn run() -> Result<ExitCode> {
+    print!("{}", env::reference_page());
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,40 @@
+//! What ends a role: SIGTERM, SIGINT, or a request.
+
+use std::process::ExitCode;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::base::{Error, Result, code};
+
+/// The signals that end a process.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on they no longer kill the process.
+    pub(super) fn listen() -> Result<Self> {
+        let failed = |error| Error::caused(&code::NO_PERMISSION, "signal handlers", error);
+        Ok(Self { terminate: signal(SignalKind::terminate()).map_err(failed)?, interrupt: signal(SignalKind::interrupt()).map_err(failed)? })
+    }
+
+    /// The first signal, by name.
+    pub(super) async fn first(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+
+    /// Runs the orderly end; a SIGINT during it ends the process at once. Further SIGTERMs change nothing.
+    pub(super) async fn finish(mut self, end: impl Future<Output = ()>) -> ExitCode {
+        tokio::select! {
+            () = end => ExitCode::SUCCESS,
+            _ = self.interrupt.recv() => {
+                tracing::warn!("second interrupt: ending without drain");
+                ExitCode::from(130)
+            }
+        }
+    }
+}

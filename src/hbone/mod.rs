@@ -1,0 +1,32 @@
+//! The tunnel: TCP connections as streams of HTTP/2 CONNECT over mutual TLS.
+//!
+//! A client asks the [`Pool`] to [`open`](Pool::open) a [`Stream`]; the pool dials, shares and retires tunnels. A server
+//! makes each accepted connection a [`Server`] and calls [`next`](Server::next) until it ends, also while it drains.
+//! Both get a [`Stream`], split it, and copy: [`Receive::data`] until `None`, [`Send::data`] and then [`Send::finish`].
+//! What frames the bytes is hidden behind these types.
+
+mod client;
+mod failure;
+mod link;
+mod ping;
+mod pool;
+mod server;
+mod settings;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod tunnel;
+
+pub use pool::{Counters, Dialer, Io, Key, Opened, Pool, PoolSettings, TunnelFacts};
+pub use server::{Incoming, Server};
+pub use settings::Settings;
+pub use stream::{Receive, Send, Stream};
+
+/// What a CONNECT asks for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// `ip:port` or `host:port`, IPv6 in brackets.
+    pub authority: String,
+    /// `baggage`, `forwarded`, `traceparent` and the like.
+    pub headers: http::HeaderMap,
+}

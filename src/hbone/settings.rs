@@ -1,0 +1,57 @@
+//! Sizes and times of one tunnel.
+
+use std::time::Duration;
+
+/// What one end of a tunnel advertises and how long it waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Bytes that a peer may send on a stream before the application has taken them (HTTP2_STREAM_WINDOW_SIZE).
+    pub stream_window: u32,
+    /// The same for all streams of a tunnel together (HTTP2_CONNECTION_WINDOW_SIZE).
+    pub connection_window: u32,
+    /// Largest frame that a peer may send (HTTP2_FRAME_SIZE).
+    pub frame_size: u32,
+    /// Bytes of headers that a peer may send.
+    pub header_list: u32,
+    /// Bytes of a stream that wait here for the network.
+    pub send_buffer: usize,
+    /// Streams that a peer may have open (server).
+    pub max_streams: u32,
+    /// Between a pong and the next PING.
+    pub ping_interval: Duration,
+    /// A PING without pong for this long ends the tunnel.
+    pub ping_limit: Duration,
+    /// For the HTTP/2 preface and the first SETTINGS.
+    pub preface_limit: Duration,
+    /// For the answer to a CONNECT (client).
+    pub answer_limit: Duration,
+}
+
+impl Settings {
+    /// The end that opens streams.
+    pub fn client() -> Self {
+        Self { header_list: 16 * 1024, send_buffer: 4 << 20, ..Self::server() }
+    }
+
+    /// The end that accepts them.
+    pub fn server() -> Self {
+        Self {
+            stream_window: 4 << 20,
+            connection_window: 16 << 20,
+            frame_size: 1 << 20,
+            header_list: 64 * 1024,
+            send_buffer: 400 * 1024,
+            max_streams: 200,
+            ping_interval: Duration::from_secs(10),
+            ping_limit: Duration::from_secs(20),
+            preface_limit: Duration::from_secs(10),
+            answer_limit: Duration::from_secs(20),
+        }
+    }
+
+    /// Memory that frames may cost beyond their bytes. A stalled application whose peer writes byte by byte must not
+    /// end the tunnel of all others early.
+    pub(super) fn frame_overhead(&self) -> usize {
+        self.connection_window as usize * 2
+    }
+}

@@ -1,0 +1,150 @@
+//! Connections that a pod's application opens: where to, and through what.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use super::dial::{To, dial};
+use super::parties::{party, service_name};
+use super::pod::Pod;
+use super::relay::{self, Side};
+use super::track::Entry;
+use super::{HBONE_PORT, LOCAL_LIMIT, headers, is_own_port};
+use crate::base::addr::{ClientAddr, NextHop, OrigDst};
+use crate::base::{Error, Result, code};
+use crate::hbone;
+use crate::identity::SpiffeId;
+use crate::mesh::resolve::{self, Route};
+use crate::mesh::{Owner, Protocol, Service, Upstream, Workload};
+use crate::net::socket;
+use crate::telemetry::tcp::{Connection, Direction, Facts, refuse};
+
+/// Serves one captured connection from accept to end.
+pub(super) async fn serve(pod: Arc<Pod>, app: TcpStream) {
+    let _held = pod.shared.metrics.socket("source");
+    let (Ok(client), Ok(original)) = (socket::client(&app), socket::original_destination(&app)) else {
+        // It was closed before it was looked at.
+        return;
+    };
+    pod.sockets.tune(&app);
+    match plan(&pod, client, original, app.local_addr().ok()).await {
+        Ok(plan) => carry(&pod, app, client, original, plan).await,
+        Err(error) => refuse(&pod.shared.metrics, Direction::Outbound, client.addr(), original.addr(), &error),
+    }
+}
+
+/// Everything that is decided before the first packet is sent.
+struct Plan {
+    hop: NextHop,
+    via: Via,
+    source: Arc<Workload>,
+    identity: SpiffeId,
+    destination: Option<Arc<Workload>>,
+    service: Option<Arc<Service>>,
+}
+
+enum Via {
+    /// As it is.
+    Plain,
+    /// In a tunnel, to this target, whose proxy has one of these identities.
+    Tunnel { authority: String, destinations: Vec<SpiffeId> },
+}
+
+async fn plan(pod: &Pod, client: ClientAddr, original: OrigDst, local: Option<SocketAddr>) -> Result<Plan> {
+    let own = original.ip().is_loopback() || original.ip() == client.ip() || local.is_some_and(|local| OrigDst::new(local) == original);
+    if own && is_own_port(original.port()) {
+        return Err(Error::new(&code::RECURSIVE_CALL, format!("attempted recursive call to {original}")));
+    }
+    let source = pod.shared.mesh.wait_local(&pod.local, LOCAL_LIMIT).await?;
+    let identity = identity_of(&source)?;
+    let route = resolve::route(&pod.shared.mesh.snapshot(), &source, original.addr(), &mut rand::rng())?;
+    let plan = |hop, via, destination, service| Plan { hop, via, source: source.clone(), identity: identity.clone(), destination, service };
+    Ok(match route {
+        Route::Passthrough => plan(NextHop::new(original.addr()), Via::Plain, None, None),
+        Route::Direct(upstream) => match upstream.workload.protocol {
+            Protocol::TCP => plan(NextHop::new(upstream.addr), Via::Plain, Some(upstream.workload), upstream.service),
+            Protocol::HBONE => {
+                let hop = NextHop::new(SocketAddr::new(upstream.addr.ip(), HBONE_PORT));
+                let via = Via::Tunnel { authority: upstream.addr.to_string(), destinations: accepted(&upstream)? };
+                plan(hop, via, Some(upstream.workload), upstream.service)
+            }
+        },
+        Route::Waypoint { waypoint, owner } => {
+            let service = match owner {
+                Owner::Service(service) => Some(service),
+                Owner::Workload(_) => None,
+            };
+            let via = Via::Tunnel { authority: original.to_string(), destinations: accepted(&waypoint)? };
+            plan(NextHop::new(waypoint.addr), via, Some(waypoint.workload), service)
+        }
+    })
+}
+
+/// The identity that a workload's certificate must have.
+pub(super) fn identity_of(workload: &Workload) -> Result<SpiffeId> {
+    SpiffeId::new(&workload.trust_domain, &workload.namespace, &workload.service_account)
+}
+
+/// The identities that may answer for an upstream: the workload's own first.
+fn accepted(upstream: &Upstream) -> Result<Vec<SpiffeId>> {
+    let mut ids = vec![identity_of(&upstream.workload)?];
+    for name in &upstream.subject_alt_names {
+        match name.parse() {
+            Ok(id) if !ids.contains(&id) => ids.push(id),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "unusable subject alternative name of a service"),
+        }
+    }
+    Ok(ids)
+}
+
+async fn carry(pod: &Arc<Pod>, app: TcpStream, client: ClientAddr, original: OrigDst, plan: Plan) {
+    let (hbone_target, destination_id, protocol) = match &plan.via {
+        Via::Plain => (None, None, "TCP"),
+        Via::Tunnel { authority, destinations } => (Some(authority.clone()), destinations.first(), "HBONE"),
+    };
+    let tunnelled = hbone_target.is_some();
+    let _listed = pod.connections.outbound(Entry {
+        src: client.addr(),
+        original_dst: Some(original.to_string()),
+        actual_dst: plan.hop.addr(),
+        protocol,
+    });
+    let facts = Facts {
+        direction: Direction::Outbound,
+        source: party(Some(&plan.source), tunnelled.then_some(&plan.identity)),
+        destination: party(plan.destination.as_deref(), destination_id),
+        service: plan.service.as_deref().map(service_name),
+        source_addr: client.addr(),
+        destination_addr: plan.hop.addr(),
+        hbone_target,
+        mutual_tls: tunnelled,
+    };
+    let connection = Connection::open(&pod.shared.metrics, &pod.series, facts);
+    let result = match plan.via {
+        Via::Plain => plain(pod, &app, plan.hop, &connection).await,
+        Via::Tunnel { authority, destinations } => {
+            let service_host = plan.service.as_ref().map(|service| &*service.hostname);
+            let headers = headers::request(&plan.source, client.addr(), service_host, pod.shared.settings.baggage);
+            let key = hbone::Key { source: plan.identity, destinations, addr: plan.hop.addr(), source_ip: Some(client.ip()) };
+            tunnel(pod, &app, key, hbone::Request { authority, headers }, &connection).await
+        }
+    };
+    if result.is_err() {
+        // The application must not take a refusal for an empty answer.
+        relay::reset(&app);
+    }
+    connection.finish(result);
+}
+
+async fn plain(pod: &Pod, app: &TcpStream, hop: NextHop, connection: &Connection) -> Result<()> {
+    let upstream = dial(&pod.sockets, To::Destination, hop, None).await?;
+    relay::tcp_to_tcp(app, &upstream, connection).await
+}
+
+async fn tunnel(pod: &Pod, app: &TcpStream, key: hbone::Key, request: hbone::Request, connection: &Connection) -> Result<()> {
+    let opened = pod.pool.open(&key, request).await?;
+    tracing::trace!(peer = %opened.peer, tunnel = opened.tunnel.id, reused = opened.tunnel.reused, "stream open");
+    relay::tcp_to_tunnel(app, opened.stream, Side::Client, connection).await
+}

@@ -1,0 +1,73 @@
+//! Plaintext connections that arrive at a pod: policy decides without an identity.
+
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use super::dial::{To, dial};
+use super::parties::party;
+use super::pod::Pod;
+use super::track::Subject;
+use super::{LOCAL_LIMIT, is_own_port, relay};
+use crate::base::addr::{ClientAddr, NextHop, OrigDst};
+use crate::base::{Error, Result, code};
+use crate::mesh::{NetworkAddress, Workload};
+use crate::net::socket;
+use crate::telemetry::tcp::{Connection, Direction, Facts, refuse};
+
+/// Serves one captured connection from accept to end.
+pub(super) async fn serve(pod: Arc<Pod>, client_side: TcpStream) {
+    let _held = pod.shared.metrics.socket("destination");
+    let (Ok(client), Ok(original)) = (socket::client(&client_side), socket::original_destination(&client_side)) else { return };
+    pod.sockets.tune(&client_side);
+    let workload = if is_own_port(original.port()) {
+        Err(Error::new(&code::RECURSIVE_CALL, format!("attempted recursive call to {original}")))
+    } else {
+        pod.shared.mesh.wait_local(&pod.local, LOCAL_LIMIT).await
+    };
+    match workload {
+        Ok(workload) => carry(&pod, client_side, client, original, &workload).await,
+        Err(error) => {
+            relay::reset(&client_side);
+            refuse(&pod.shared.metrics, Direction::Inbound, client.addr(), original.addr(), &error);
+        }
+    }
+}
+
+async fn carry(pod: &Arc<Pod>, client_side: TcpStream, client: ClientAddr, original: OrigDst, workload: &Workload) {
+    let mesh = pod.shared.mesh.snapshot();
+    let source = mesh.workload_at(&NetworkAddress::new(pod.shared.settings.network.clone(), client.ip()));
+    let destination_id = super::outbound::identity_of(workload).ok();
+    let facts = Facts {
+        direction: Direction::Inbound,
+        source: party(source.map(Arc::as_ref), None),
+        destination: party(Some(workload), destination_id.as_ref()),
+        service: None,
+        source_addr: client.addr(),
+        destination_addr: original.addr(),
+        hbone_target: None,
+        mutual_tls: false,
+    };
+    let connection = Connection::open(&pod.shared.metrics, &pod.series, facts);
+    let subject = Subject { source: client.addr(), destination: original.addr(), identity: None };
+    let mut guard = pod.connections.inbound(subject.clone(), None, false);
+    let result = match pod.permit(&subject) {
+        None => {
+            tokio::select! {
+                result = through(pod, &client_side, client, original, &connection) => result,
+                reason = guard.cut() => Err(reason),
+            }
+        }
+        Some(denied) => Err(denied),
+    };
+    if result.is_err() {
+        relay::reset(&client_side);
+    }
+    connection.finish(result);
+}
+
+async fn through(pod: &Pod, client_side: &TcpStream, client: ClientAddr, original: OrigDst, connection: &Connection) -> Result<()> {
+    let source = pod.shown_source(client.ip(), original.ip());
+    let app = dial(&pod.sockets, To::Application, NextHop::new(original.addr()), source).await?;
+    relay::tcp_to_tcp(client_side, &app, connection).await
+}

@@ -1,0 +1,333 @@
+//! One pod of this node and everything that is open in it; and all of them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use super::track::{Connections, Entry, Subject};
+use super::{CONNECT_LIMIT, HBONE_PORT, LOCAL_LIMIT, OUTBOUND_PORT, PASSTHROUGH_PORT, TLS_LIMIT, accept, inbound, outbound, passthrough};
+use crate::base::addr::NextHop;
+use crate::base::{Error, Result, code, drain};
+use crate::config::Settings;
+use crate::config::settings::OriginalSource;
+use crate::hbone;
+use crate::identity::{Certificate, CertificateStore, SpiffeId};
+use crate::mesh::{LocalWorkload, MeshStore};
+use crate::net::NetNs;
+use crate::net::socket::{self, SocketFactory};
+use crate::policy::{self, Verdict};
+use crate::telemetry::Metrics;
+use crate::telemetry::tcp::Series;
+use crate::zds::WorkloadInfo;
+use crate::zds::pods::Serve;
+
+/// What all pods of the node share.
+pub struct Shared {
+    /// Settings.
+    pub settings: Settings,
+    /// The mesh.
+    pub mesh: Arc<MeshStore>,
+    /// Certificates.
+    pub certificates: Arc<CertificateStore>,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// Where connections are carried.
+    pub data_plane: tokio::runtime::Handle,
+    /// Connections that one pod may hold open in each direction.
+    pub connections_per_pod: usize,
+}
+
+/// One pod.
+pub(super) struct Pod {
+    pub(super) shared: Arc<Shared>,
+    pub(super) local: LocalWorkload,
+    pub(super) sockets: SocketFactory,
+    pub(super) pool: hbone::Pool,
+    pub(super) connections: Arc<Connections>,
+    pub(super) series: Series,
+    /// Known as soon as the pod's workload is.
+    identity: OnceLock<SpiffeId>,
+    transparent: bool,
+}
+
+impl Pod {
+    /// Why policy refuses a connection now; `None` lets it through.
+    pub(super) fn permit(&self, subject: &Subject) -> Option<Error> {
+        self.refusal(subject).map(|reason| Error::new(&code::POLICY_DENIED, format!("connection closed due to policy rejection: {reason}")))
+    }
+
+    /// The same for a connection that is open.
+    fn still(&self, subject: &Subject) -> Option<Error> {
+        self.refusal(subject).map(|reason| Error::new(&code::POLICY_CUT, format!("connection closed due to policy change: {reason}")))
+    }
+
+    fn refusal(&self, subject: &Subject) -> Option<String> {
+        let mesh = self.shared.mesh.snapshot();
+        let node = Some(&*self.shared.settings.node).filter(|node| !node.is_empty());
+        // Asked of the workload as it is now: a policy that was attached since counts.
+        let Some(workload) = mesh.local_workload(&self.local, node) else { return Some("workload not found".to_owned()) };
+        let identity = subject.identity.as_ref().map(|id| policy::Peer {
+            trust_domain: &id.trust_domain,
+            namespace: &id.namespace,
+            service_account: &id.service_account,
+        });
+        let connection = policy::Connection { source: subject.source, destination: subject.destination, identity };
+        match policy::evaluate(&mesh, workload, &connection) {
+            Verdict::Allowed { .. } => None,
+            Verdict::Denied { reason, .. } => Some(reason),
+        }
+    }
+
+    /// The source address that the application is shown: the client's, where the kernel lets us.
+    pub(super) fn shown_source(&self, client: IpAddr, destination: IpAddr) -> Option<IpAddr> {
+        // A pod that calls itself has one address for both ends; binding to it would be in the way.
+        (self.transparent && client != destination).then_some(client)
+    }
+}
+
+/// All pods of this node.
+pub struct Pods {
+    shared: Arc<Shared>,
+    running: Mutex<BTreeMap<String, Running>>,
+}
+
+struct Running {
+    pod: Arc<Pod>,
+    drain: drain::Trigger,
+}
+
+/// A pod as the admin API prints it.
+#[derive(Clone, Debug, Serialize)]
+pub struct PodState {
+    state: &'static str,
+    info: LocalWorkload,
+    connections: Open,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Open {
+    inbound: Vec<Entry>,
+    outbound: Vec<Entry>,
+}
+
+impl Pods {
+    /// None yet.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, running: Mutex::default() }
+    }
+
+    /// All of them by uid, for the admin API.
+    pub fn list(&self) -> BTreeMap<String, PodState> {
+        let running = self.running.lock();
+        let state = |pod: &Pod| {
+            let (inbound, outbound) = pod.connections.list();
+            PodState { state: "Up", info: pod.local.clone(), connections: Open { inbound, outbound } }
+        };
+        running.iter().map(|(uid, running)| (uid.clone(), state(&running.pod))).collect()
+    }
+
+    /// Ends everything: no new connections, open ones have until `limit`.
+    pub async fn drain(&self, limit: Duration) {
+        let running = std::mem::take(&mut *self.running.lock());
+        let drains = running.into_values().map(|running| running.stop(limit));
+        let ended = futures::future::join_all(drains).await;
+        if ended.iter().any(|in_time| !in_time) {
+            tracing::warn!(?limit, "drain duration expired with pending connections, forcefully shutting down");
+        }
+    }
+
+    fn start_pod(&self, uid: &str, info: &WorkloadInfo, netns: NetNs) -> Result<()> {
+        let local = LocalWorkload {
+            name: info.name.as_str().into(),
+            namespace: info.namespace.as_str().into(),
+            service_account: info.service_account.as_str().into(),
+        };
+        let settings = &self.shared.settings.sockets;
+        let sockets =
+            SocketFactory { netns: Some(netns), mark: Some(settings.mark), reuse_port: settings.reuse_port, keepalive: settings.keepalive };
+        // Sockets belong to the runtime that carries connections, not to the one that talks to the agent.
+        let _data_plane = self.shared.data_plane.enter();
+        let listen = |port| {
+            let wanted = settings.original_source != OriginalSource::Never;
+            let addr = socket::any(settings.ipv6, port);
+            let listened = sockets.listen(addr, wanted).or_else(|error| match error.raw_os_error() {
+                // A pod without IPv6 at all cannot have a socket of that family.
+                Some(errno) if settings.ipv6 && errno == nix::errno::Errno::EAFNOSUPPORT as i32 => {
+                    sockets.listen(socket::any(false, port), wanted)
+                }
+                _ => Err(error),
+            });
+            listened.map_err(|error| Error::caused(&code::POD_START, format!("failed to bind to port {port} in the pod"), error))
+        };
+        let (out, _) = listen(OUTBOUND_PORT)?;
+        let (plain, transparent) = listen(PASSTHROUGH_PORT)?;
+        let (tunnels, _) = listen(HBONE_PORT)?;
+        if settings.original_source == OriginalSource::Always && !transparent {
+            return Err(Error::new(&code::POD_START, "ENABLE_ORIG_SRC=true, but the kernel refuses IP_TRANSPARENT"));
+        }
+        let dialer = Arc::new(Dialer { sockets: sockets.clone(), certificates: self.shared.certificates.clone() });
+        let pod = Arc::new(Pod {
+            local,
+            pool: hbone::Pool::new(pool_settings(&self.shared.settings), dialer),
+            sockets,
+            connections: Arc::default(),
+            series: Series::new(&self.shared.metrics),
+            identity: OnceLock::new(),
+            transparent,
+            shared: self.shared.clone(),
+        });
+        let (trigger, watch) = drain::new();
+        spawn_listeners(&pod, [out, plain, tunnels], &watch);
+        tokio::spawn(review(pod.clone(), watch.clone()));
+        tokio::spawn(prefetch(pod.clone(), watch));
+        self.running.lock().insert(uid.to_owned(), Running { pod, drain: trigger });
+        self.shared.metrics.pods_active.inc();
+        self.shared.metrics.pods_started.inc();
+        Ok(())
+    }
+}
+
+impl Running {
+    async fn stop(self, limit: Duration) -> bool {
+        let metrics = &self.pod.shared.metrics;
+        metrics.pods_active.dec();
+        metrics.pods_stopped.inc();
+        let in_time = if limit.is_zero() {
+            self.drain.stop().await;
+            true
+        } else {
+            self.drain.drain(limit).await
+        };
+        self.pod.pool.close_all();
+        in_time
+    }
+}
+
+/// What the agent's orders end in.
+#[derive(Clone)]
+pub struct ServePods(pub Arc<Pods>);
+
+impl Serve for ServePods {
+    async fn start(&mut self, uid: &str, info: &WorkloadInfo, netns: NetNs) -> Result<()> {
+        self.0.start_pod(uid, info, netns)
+    }
+
+    async fn stop(&mut self, uid: &str, graceful: bool) {
+        let Some(running) = self.0.running.lock().remove(uid) else { return };
+        let limit = if graceful { self.0.shared.settings.drain } else { Duration::ZERO };
+        let identity = running.pod.identity.get().cloned();
+        if graceful {
+            // Listeners close when the drain starts; what is open may take its time.
+            tokio::spawn(async move { running.stop(limit).await });
+        } else {
+            running.stop(limit).await;
+        }
+        if let Some(identity) = identity {
+            self.0.forget_identity(&identity);
+        }
+    }
+}
+
+impl Pods {
+    /// Gives the certificate up when the last pod with that identity is gone.
+    fn forget_identity(&self, gone: &SpiffeId) {
+        let still_used = self.running.lock().values().any(|running| running.pod.identity.get() == Some(gone));
+        if !still_used {
+            self.shared.certificates.forget(gone);
+        }
+    }
+}
+
+fn spawn_listeners(pod: &Arc<Pod>, [out, plain, tunnels]: [TcpListener; 3], watch: &drain::Watch) {
+    let permits = || Arc::new(Semaphore::new(pod.shared.connections_per_pod));
+    let owner = pod.clone();
+    tokio::spawn(accept::accept(out, permits(), watch.clone(), move |stream| outbound::serve(owner.clone(), stream)));
+    let owner = pod.clone();
+    tokio::spawn(accept::accept(plain, permits(), watch.clone(), move |stream| passthrough::serve(owner.clone(), stream)));
+    let (owner, drain) = (pod.clone(), watch.clone());
+    tokio::spawn(accept::accept(tunnels, permits(), watch.clone(), move |stream| inbound::serve(owner.clone(), stream, drain.clone())));
+}
+
+/// Asks policy again about open connections whenever the mesh changes.
+async fn review(pod: Arc<Pod>, mut drain: drain::Watch) {
+    let mut changed = pod.shared.mesh.changed();
+    loop {
+        tokio::select! {
+            change = changed.changed() => if change.is_err() { return },
+            _ = drain.started() => return,
+        }
+        pod.connections.review(|subject| pod.still(subject));
+    }
+}
+
+/// Has the certificate ready before the first connection needs it.
+async fn prefetch(pod: Arc<Pod>, mut drain: drain::Watch) {
+    let known = async {
+        loop {
+            match pod.shared.mesh.wait_local(&pod.local, LOCAL_LIMIT).await {
+                Ok(workload) => return workload,
+                Err(error) => tracing::debug!(pod = %pod.local, %error, "waiting for the workload"),
+            }
+        }
+    };
+    tokio::select! {
+        workload = known => {
+            let fetched = outbound::identity_of(&workload).and_then(|id| pod.shared.certificates.prefetch(pod.identity.get_or_init(|| id)));
+            if let Err(error) = fetched {
+                tracing::warn!(pod = %pod.local, %error, "no certificate can be had");
+            }
+        }
+        _ = drain.started() => {}
+    }
+}
+
+fn pool_settings(settings: &Settings) -> hbone::PoolSettings {
+    hbone::PoolSettings {
+        tunnel: sized(settings, hbone::Settings::client()),
+        max_streams: usize::from(settings.http2.max_streams).max(1),
+        idle: settings.http2.idle,
+        max_tunnels: 500 * settings.workers.get(),
+        connect_limit: CONNECT_LIMIT,
+        handshake_limit: TLS_LIMIT,
+    }
+}
+
+pub(super) fn server_settings(settings: &Settings) -> hbone::Settings {
+    sized(settings, hbone::Settings::server())
+}
+
+fn sized(settings: &Settings, defaults: hbone::Settings) -> hbone::Settings {
+    hbone::Settings {
+        stream_window: settings.http2.stream_window,
+        connection_window: settings.http2.connection_window,
+        frame_size: settings.http2.frame_size,
+        ..defaults
+    }
+}
+
+/// How the pool opens sockets in this pod and gets this pod's certificate.
+struct Dialer {
+    sockets: SocketFactory,
+    certificates: Arc<CertificateStore>,
+}
+
+impl hbone::Dialer for Dialer {
+    fn dial<'a>(&'a self, key: &'a hbone::Key) -> BoxFuture<'a, std::io::Result<Box<dyn hbone::Io>>> {
+        // The pod's own address is the source by itself: the socket is made in its network namespace.
+        Box::pin(async move {
+            let socket = self.sockets.connect(NextHop::new(key.addr), None).await?;
+            Ok(Box::new(socket) as Box<dyn hbone::Io>)
+        })
+    }
+
+    fn certificate<'a>(&'a self, source: &'a SpiffeId) -> BoxFuture<'a, Result<Arc<Certificate>>> {
+        Box::pin(self.certificates.certificate(source))
+    }
+}

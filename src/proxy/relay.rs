@@ -1,0 +1,204 @@
+//! Moves bytes between two ends until both are done.
+//!
+//! Each direction runs by itself; an end that says "no more" closes only its direction (half-close). A socket that has
+//! nothing to read owns no buffer.
+
+use std::io;
+use std::net::Shutdown;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use crate::base::{Error, Result, code};
+use crate::hbone::Stream;
+
+/// First buffer of a direction; it grows while reads fill it.
+const SMALL: usize = 16 * 1024;
+/// Largest buffer of a direction.
+const LARGE: usize = 256 * 1024;
+
+/// Says how many bytes went each way, as they go.
+pub(super) trait Count: Sync {
+    /// Bytes from the client arrived at the server's side.
+    fn client_sent(&self, bytes: usize);
+    /// Bytes from the server arrived at the client's side.
+    fn server_sent(&self, bytes: usize);
+}
+
+impl Count for crate::telemetry::tcp::Connection {
+    fn client_sent(&self, bytes: usize) {
+        self.received(bytes);
+    }
+
+    fn server_sent(&self, bytes: usize) {
+        self.sent(bytes);
+    }
+}
+
+/// Copies between a client socket and a server socket until both directions have ended.
+///
+/// A reset on one side is given to the other as a reset; that is an application's way to end, not an error.
+///
+/// # Errors
+/// RELAY_FAILED when a side broke in any other way; both are then reset.
+pub(super) async fn tcp_to_tcp(client: &TcpStream, server: &TcpStream, count: &impl Count) -> Result<()> {
+    let result = tokio::try_join!(
+        tcp_half(client, server, ["client", "destination"], |bytes| count.client_sent(bytes)),
+        tcp_half(server, client, ["destination", "client"], |bytes| count.server_sent(bytes)),
+    );
+    if result.is_err() {
+        reset(client);
+        reset(server);
+    }
+    outcome(result.map(|_| ()))
+}
+
+/// Copies between an application's socket and a tunnel stream until both directions have ended.
+///
+/// A reset of the application resets the stream; a stream that did not end cleanly resets the application's socket:
+/// neither side may take a torn connection for a complete one.
+///
+/// # Errors
+/// RELAY_FAILED when a side broke in any other way than a reset.
+pub(super) async fn tcp_to_tunnel(app: &TcpStream, stream: Stream, app_is: Side, count: &impl Count) -> Result<()> {
+    let (mut receive, mut send) = stream.into_split();
+    let name = app_is.name();
+    let up = async {
+        let mut size = SMALL;
+        while let Some(data) = read(app, &mut size).await.map_err(|error| Broken::tcp(name, error))? {
+            let length = data.len();
+            send.data(data).await.map_err(Broken::Tunnel)?;
+            app_is.count_from(count, length);
+        }
+        send.finish().map_err(Broken::Tunnel)
+    };
+    let down = async {
+        while let Some(data) = receive.data().await {
+            let data = data.map_err(Broken::Tunnel)?;
+            let length = data.len();
+            write(app, data).await.map_err(|error| Broken::tcp(name, error))?;
+            app_is.count_to(count, length);
+        }
+        shutdown(app);
+        Ok(())
+    };
+    let result = tokio::try_join!(up, down);
+    if result.is_err() {
+        send.reset();
+        reset(app);
+    }
+    outcome(result.map(|_| ()))
+}
+
+/// Which end of the connection a local application is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// It opened the connection.
+    Client,
+    /// It accepted the connection.
+    Server,
+}
+
+impl Side {
+    fn name(self) -> &'static str {
+        match self {
+            Side::Client => "client",
+            Side::Server => "destination",
+        }
+    }
+
+    fn count_from(self, count: &impl Count, bytes: usize) {
+        match self {
+            Side::Client => count.client_sent(bytes),
+            Side::Server => count.server_sent(bytes),
+        }
+    }
+
+    fn count_to(self, count: &impl Count, bytes: usize) {
+        match self {
+            Side::Client => count.server_sent(bytes),
+            Side::Server => count.client_sent(bytes),
+        }
+    }
+}
+
+async fn tcp_half(from: &TcpStream, to: &TcpStream, names: [&'static str; 2], count: impl Fn(usize)) -> std::result::Result<(), Broken> {
+    let mut size = SMALL;
+    while let Some(data) = read(from, &mut size).await.map_err(|error| Broken::tcp(names[0], error))? {
+        let length = data.len();
+        write(to, data).await.map_err(|error| Broken::tcp(names[1], error))?;
+        count(length);
+    }
+    shutdown(to);
+    Ok(())
+}
+
+/// Why a relay ended early.
+enum Broken {
+    /// A socket, and whose.
+    Tcp(&'static str, io::Error),
+    /// The stream.
+    Tunnel(Error),
+}
+
+impl Broken {
+    fn tcp(side: &'static str, error: io::Error) -> Self {
+        Self::Tcp(side, error)
+    }
+}
+
+fn outcome(result: std::result::Result<(), Broken>) -> Result<()> {
+    match result {
+        Ok(()) => Ok(()),
+        Err(Broken::Tcp(_, error)) if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => Ok(()),
+        Err(Broken::Tcp(side, error)) => Err(Error::caused(&code::RELAY_FAILED, format!("connection to the {side}"), error)),
+        Err(Broken::Tunnel(error)) if error.code() == &code::STREAM_RESET => Ok(()),
+        Err(Broken::Tunnel(error)) => Err(error),
+    }
+}
+
+/// The next bytes; `None` at the end. The buffer is made only when there is something to read.
+async fn read(from: &TcpStream, size: &mut usize) -> io::Result<Option<Bytes>> {
+    loop {
+        from.readable().await?;
+        let mut buffer = BytesMut::with_capacity(*size);
+        match from.try_read_buf(&mut buffer) {
+            Ok(0) => return Ok(None),
+            Ok(length) => {
+                // A full buffer means bulk: fewer, larger reads. A nearly empty one means messages.
+                if length == *size {
+                    *size = (*size * 2).min(LARGE);
+                } else if length < *size / 8 {
+                    *size = (*size / 2).max(SMALL);
+                }
+                return Ok(Some(buffer.freeze()));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn write(to: &TcpStream, mut data: Bytes) -> io::Result<()> {
+    while !data.is_empty() {
+        match to.try_write(&data) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(length) => drop(data.split_to(length)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => to.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// No more to come. A peer that is gone already needs no telling.
+fn shutdown(to: &TcpStream) {
+    let _ = SockRef::from(to).shutdown(Shutdown::Write);
+}
+
+/// Closing the socket will send RST instead of FIN.
+pub(super) fn reset(socket: &TcpStream) {
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}

@@ -1,0 +1,162 @@
+//! The connections that are open: for the admin API, and so that policy can be asked again.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::base::{Error, Str};
+use crate::identity::SpiffeId;
+
+/// What policy is asked about a connection.
+#[derive(Clone, Debug)]
+pub(super) struct Subject {
+    /// The client.
+    pub source: SocketAddr,
+    /// The application's address.
+    pub destination: SocketAddr,
+    /// Who the client is, from TLS.
+    pub identity: Option<SpiffeId>,
+}
+
+/// One open inbound connection.
+#[derive(Debug)]
+struct Inbound {
+    subject: Subject,
+    forwarded: Option<Str>,
+    tunnelled: bool,
+    cut: watch::Sender<Option<Error>>,
+}
+
+/// One open connection, as the admin API prints it.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Entry {
+    /// Client.
+    pub src: SocketAddr,
+    /// What the client dialled, if it is known.
+    pub original_dst: Option<String>,
+    /// Where it went.
+    pub actual_dst: SocketAddr,
+    /// TCP or HBONE.
+    pub protocol: &'static str,
+}
+
+/// The open connections of one pod. An entry lives as long as its guard.
+#[derive(Debug, Default)]
+pub(super) struct Connections {
+    next: AtomicU64,
+    inbound: Mutex<HashMap<u64, Inbound>>,
+    outbound: Mutex<HashMap<u64, Entry>>,
+}
+
+impl Connections {
+    /// Takes an inbound connection in. Call it before policy is asked, so that no change is missed between.
+    pub(super) fn inbound(self: &Arc<Self>, subject: Subject, forwarded: Option<Str>, tunnelled: bool) -> InboundGuard {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (cut, hear) = watch::channel(None);
+        self.inbound.lock().insert(id, Inbound { subject, forwarded, tunnelled, cut });
+        InboundGuard { id, connections: Arc::clone(self), hear }
+    }
+
+    /// Takes an outbound connection in.
+    pub(super) fn outbound(self: &Arc<Self>, entry: Entry) -> OutboundGuard {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.outbound.lock().insert(id, entry);
+        OutboundGuard { id, connections: Arc::clone(self) }
+    }
+
+    /// Asks `verdict` about every inbound connection and cuts those that it refuses.
+    pub(super) fn review(&self, verdict: impl Fn(&Subject) -> Option<Error>) {
+        for connection in self.inbound.lock().values() {
+            if connection.cut.borrow().is_none()
+                && let Some(error) = verdict(&connection.subject)
+            {
+                connection.cut.send_replace(Some(error));
+            }
+        }
+    }
+
+    /// All of them: inbound, outbound.
+    pub(super) fn list(&self) -> (Vec<Entry>, Vec<Entry>) {
+        let inbound = self.inbound.lock().values().map(Inbound::entry).collect();
+        let outbound = self.outbound.lock().values().cloned().collect();
+        (inbound, outbound)
+    }
+}
+
+impl Inbound {
+    fn entry(&self) -> Entry {
+        Entry {
+            src: self.subject.source,
+            original_dst: self.forwarded.as_deref().map(str::to_owned),
+            actual_dst: self.subject.destination,
+            protocol: if self.tunnelled { "HBONE" } else { "TCP" },
+        }
+    }
+}
+
+/// An inbound connection's place in the list.
+#[derive(Debug)]
+pub(super) struct InboundGuard {
+    id: u64,
+    connections: Arc<Connections>,
+    hear: watch::Receiver<Option<Error>>,
+}
+
+impl InboundGuard {
+    /// Returns the reason when the connection must end.
+    pub(super) async fn cut(&mut self) -> Error {
+        let reason = self.hear.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        match reason {
+            Some(reason) => reason,
+            // The sender lives in the list, as long as this guard.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for InboundGuard {
+    fn drop(&mut self) {
+        self.connections.inbound.lock().remove(&self.id);
+    }
+}
+
+/// An outbound connection's place in the list.
+#[derive(Debug)]
+pub(super) struct OutboundGuard {
+    id: u64,
+    connections: Arc<Connections>,
+}
+
+impl Drop for OutboundGuard {
+    fn drop(&mut self) {
+        self.connections.outbound.lock().remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::code;
+
+    fn subject(port: u16) -> Subject {
+        Subject { source: "10.0.0.1:999".parse().expect("address"), destination: SocketAddr::from(([10, 0, 0, 2], port)), identity: None }
+    }
+
+    #[tokio::test]
+    async fn a_review_cuts_what_is_refused_and_nothing_else() {
+        let connections = Arc::new(Connections::default());
+        let (mut refused, mut kept) = (connections.inbound(subject(80), None, true), connections.inbound(subject(81), None, true));
+        connections.review(|subject| (subject.destination.port() == 80).then(|| Error::new(&code::POLICY_CUT, "no longer allowed")));
+        assert_eq!(refused.cut().await.code(), &code::POLICY_CUT);
+        assert!(tokio::time::timeout(std::time::Duration::ZERO, kept.cut()).await.is_err());
+        drop(refused);
+        drop(kept);
+        assert_eq!(connections.list().0.len(), 0);
+    }
+}

@@ -1,0 +1,13 @@
+//! TLS: mutual TLS 1.3 between workloads with exact SPIFFE checks, and the channel to the control plane.
+
+pub mod channel;
+mod connector;
+mod failure;
+mod roots;
+mod token;
+mod verify;
+mod workload;
+
+pub use roots::RootSource;
+pub use token::TokenSource;
+pub use workload::{ClientTlsStream, HANDSHAKE_LIMIT, ServerTlsStream, accept, connect};

@@ -1,0 +1,163 @@
+//! Handshakes between workloads.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
+use rustls::server::NoServerSessionStorage;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::failure::from_handshake;
+use super::verify::{ClientOfMesh, ServerOfMesh, peer_of_trust_domain};
+use crate::base::{Error, Result, code, deadline};
+use crate::identity::{Certificate, SpiffeId};
+
+/// How long a peer may take for a handshake.
+pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
+/// The side that connected.
+pub type ClientTlsStream<IO> = tokio_rustls::client::TlsStream<IO>;
+
+/// The side that accepted.
+pub type ServerTlsStream<IO> = tokio_rustls::server::TlsStream<IO>;
+
+const ALPN: &[u8] = b"h2";
+
+/// Client configurations of one certificate, one for each set of identities that a destination may have. Past this the
+/// set is started anew: building one costs tens of microseconds.
+const MAX_CLIENT_CONFIGS: usize = 256;
+
+/// Makes `io` a TLS connection to a peer that proves to be one of `expected`; says which one it is.
+///
+/// # Errors
+/// The peer is silent for `limit`, speaks something else, is not trusted, or is somebody else.
+pub async fn connect<IO>(io: IO, cert: &Certificate, expected: &[SpiffeId], limit: Duration) -> Result<(ClientTlsStream<IO>, SpiffeId)>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let config = configs(cert)?.client(cert, expected)?;
+    // The name is never sent and never compared: the identity is.
+    let name = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
+    let handshake = TlsConnector::from(config).connect(name, io);
+    let stream = deadline(limit, &code::TLS_TIMEOUT, "TLS handshake with the destination's proxy", handshake)
+        .await?
+        .map_err(|error| from_handshake("connecting", error))?;
+    let state = stream.get_ref().1;
+    require_h2(state.alpn_protocol())?;
+    let leaf = state.peer_certificates().and_then(<[_]>::first);
+    let leaf = leaf.ok_or_else(|| Error::new(&code::NO_PEER_CERTIFICATE, "the destination's proxy sent none"))?;
+    let ids = crate::identity::peer_ids(leaf)?;
+    let peer = ids.into_iter().find(|id| expected.contains(id)).ok_or_else(|| Error::internal("a verified identity is gone"))?;
+    Ok((stream, peer))
+}
+
+/// Makes `io` a TLS connection from a peer of the same trust domain; says who it is.
+///
+/// # Errors
+/// The peer is silent for `limit`, speaks something else, has no certificate, is not trusted, or is of another domain.
+pub async fn accept<IO>(io: IO, cert: &Certificate, limit: Duration) -> Result<(ServerTlsStream<IO>, SpiffeId)>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let config = configs(cert)?.server.clone();
+    let handshake = TlsAcceptor::from(config).accept(io);
+    let stream = deadline(limit, &code::TLS_TIMEOUT, "TLS handshake with the client's proxy", handshake)
+        .await?
+        .map_err(|error| from_handshake("accepting", error))?;
+    let state = stream.get_ref().1;
+    require_h2(state.alpn_protocol())?;
+    let leaf = state.peer_certificates().and_then(<[_]>::first);
+    let leaf = leaf.ok_or_else(|| Error::new(&code::NO_PEER_CERTIFICATE, "the client's proxy sent none"))?;
+    let peer = peer_of_trust_domain(leaf, &cert.id.trust_domain)?;
+    Ok((stream, peer))
+}
+
+/// The cryptography of workload connections, in order of preference.
+pub(super) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider {
+        cipher_suites: vec![cipher_suite::TLS13_AES_128_GCM_SHA256, cipher_suite::TLS13_AES_256_GCM_SHA384],
+        kx_groups: vec![kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1, kx_group::X25519MLKEM768],
+        ..default_provider()
+    })
+}
+
+/// What is made of one certificate, once.
+struct Configs {
+    provider: Arc<CryptoProvider>,
+    roots: Arc<RootCertStore>,
+    server: Arc<ServerConfig>,
+    clients: Mutex<HashMap<Vec<SpiffeId>, Arc<ClientConfig>>>,
+}
+
+fn configs(cert: &Certificate) -> Result<Arc<Configs>> {
+    cert.derived(|| Configs::new(cert))
+}
+
+impl Configs {
+    fn new(cert: &Certificate) -> Result<Self> {
+        let bad = |error: rustls::Error| Error::caused(&code::BAD_CERTIFICATE, format!("certificate of {}", cert.id), error);
+        let provider = provider();
+        let mut roots = RootCertStore::empty();
+        let (usable, unusable) = roots.add_parsable_certificates(cert.roots.iter().cloned());
+        if usable == 0 {
+            return Err(Error::new(&code::BAD_CERTIFICATE, format!("certificate of {}: none of {unusable} roots can be used", cert.id)));
+        }
+        let roots = Arc::new(roots);
+        let verifier = ClientOfMesh::new(roots.clone(), provider.clone(), cert.id.trust_domain.clone())?;
+        let mut server = ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(bad)?
+            .with_client_cert_verifier(Arc::new(verifier))
+            .with_single_cert(cert.chain.clone(), cert.key.clone_key())
+            .map_err(bad)?;
+        server.alpn_protocols = vec![ALPN.to_vec()];
+        // Tunnels live long: a resumed session would save little and outlive a rotation.
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+        Ok(Self { provider, roots, server: Arc::new(server), clients: Mutex::default() })
+    }
+
+    fn client(&self, cert: &Certificate, expected: &[SpiffeId]) -> Result<Arc<ClientConfig>> {
+        if let Some(found) = self.clients.lock().get(expected) {
+            return Ok(found.clone());
+        }
+        let bad = |error: rustls::Error| Error::caused(&code::BAD_CERTIFICATE, format!("certificate of {}", cert.id), error);
+        let verifier = ServerOfMesh::new(self.roots.clone(), self.provider.clone(), expected.to_vec());
+        let mut config = ClientConfig::builder_with_provider(self.provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(bad)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_auth_cert(cert.chain.clone(), cert.key.clone_key())
+            .map_err(bad)?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.enable_sni = false;
+        config.resumption = Resumption::disabled();
+        let config = Arc::new(config);
+        let mut clients = self.clients.lock();
+        if clients.len() >= MAX_CLIENT_CONFIGS {
+            clients.clear();
+        }
+        clients.insert(expected.to_vec(), config.clone());
+        Ok(config)
+    }
+}
+
+fn require_h2(protocol: Option<&[u8]>) -> Result<()> {
+    match protocol {
+        Some(ALPN) => Ok(()),
+        _ => Err(Error::new(&code::TLS_FAILED, "the peer did not agree on HTTP/2 (ALPN h2)")),
+    }
+}
+
+#[cfg(test)]
+#[path = "workload_tests.rs"]
+mod tests;

@@ -1,0 +1,19 @@
+//! The pages that are made from tables in the code are current.
+
+use warren::base::code;
+use warren::config::env;
+
+#[test]
+fn the_error_reference_is_current() {
+    assert_page("docs/errors.md", &code::reference_page(), "cargo run -q -- explain --page");
+}
+
+#[test]
+fn the_settings_reference_is_current() {
+    assert_page("docs/configuration.md", &env::reference_page(), "cargo run -q -- settings");
+}
+
+fn assert_page(path: &str, page: &str, command: &str) {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(text == page, "{path} is not what the code says; make it anew: {command} > {path}");
+}
