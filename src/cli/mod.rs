@@ -72,8 +72,6 @@ fn run(role: Role) -> Result<ExitCode> {
         Role::Demo(arguments) => demo::run(arguments),
         Role::Sandbox(arguments) => demo::sandbox(&arguments),
         Role::DemoPod(arguments) => demo::pod(arguments),
-        Role::Agent(arguments) => served(agent::run(arguments)),
-        Role::Control(arguments) => served(control::run(arguments)),
         Role::Explain(arguments) => explain::run(&arguments),
         Role::Settings => settings::run(),
     }
