@@ -10,6 +10,7 @@ pub mod base;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod demo;
 pub mod hbone;
 pub mod identity;
 pub mod mesh;

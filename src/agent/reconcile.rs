@@ -221,8 +221,9 @@ impl<R: Redirect + 'static> Reconciler<R> {
             (tracked.due, tracked.failures) = (started, 0);
         }
         tracing::info!(pods = self.pods.len(), "the agent ends, all pods leave the mesh");
-        while !self.pods.is_empty() && started.elapsed() < EXIT_LIMIT {
-            tokio::time::sleep_until(self.next_due()).await;
+        let end = started + EXIT_LIMIT;
+        while !self.pods.is_empty() && Instant::now() < end {
+            tokio::time::sleep_until(self.next_due().min(end)).await;
             self.work().await;
         }
         for (uid, tracked) in &self.pods {

@@ -4,14 +4,12 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
-
 use crate::agent;
 use crate::agent::discovery::FileDiscovery;
 use crate::agent::reconcile::Settings;
 use crate::agent::redirect::Options;
 use crate::agent::redirect::nft::Nft;
-use crate::base::{Error, Result, code, drain};
+use crate::base::{Result, drain};
 
 /// Keeps the pods of this node in the mesh: redirects their traffic and tells the proxy about them.
 #[derive(Clone, Debug, clap::Args)]
@@ -39,31 +37,17 @@ pub struct Args {
     pub probe_ipv6: Ipv6Addr,
 }
 
-/// Runs until SIGTERM or SIGINT; then takes all pods out of the mesh, unless they are to stay.
+/// Runs until the drain; then takes all pods out of the mesh, unless they are to stay.
 ///
 /// # Errors
 /// The socket cannot be made, or the settings cannot be used.
-pub async fn run(args: Args) -> Result<()> {
-    let failed = |error| Error::caused(&code::NO_PERMISSION, "listen for signals", error);
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+pub async fn run(args: Args, drain: drain::Watch) -> Result<()> {
     let drain_time = Duration::from_secs(args.drain);
     let defaults = Settings::default();
     let settings = Settings { drain: drain_time, exit_drain: defaults.exit_drain.min(drain_time), keep_on_exit: args.keep_on_exit };
     let discovery = FileDiscovery::new(args.source, args.node)?;
     let redirect = Nft::new(Options { probe_v4: args.probe_ip, probe_v6: args.probe_ipv6 });
-    let (trigger, watch) = drain::new();
-    let running = agent::run(discovery, redirect, &args.zds_socket, settings, watch);
-    tokio::pin!(running);
-    let name = tokio::select! {
-        ended = &mut running => return ended,
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    };
-    tracing::info!(signal = name, "ending");
-    // The agent bounds its own end; this is only there for a defect.
-    let (ended, _) = tokio::join!(running, trigger.drain(Duration::from_secs(60)));
-    ended
+    agent::run(discovery, redirect, &args.zds_socket, settings, drain).await
 }
 
 fn source(text: &str) -> std::result::Result<PathBuf, String> {

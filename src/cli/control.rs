@@ -2,17 +2,12 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Args as ClapArgs;
 
-use super::shutdown::Signals;
 use crate::base::{Result, drain};
 use crate::control::source::Location;
 use crate::control::{Control, Settings};
-
-/// The control plane bounds its own end; this is only there for a defect.
-const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs the control plane: discovery and certificates for node proxies, over TLS on one port.
 #[derive(Clone, Debug, ClapArgs)]
@@ -27,7 +22,7 @@ pub struct Args {
 
     /// Holds ca/ (root-cert.pem is what proxies trust; made on first use, or yours in Istio's cacerts layout) and tokens/
     /// (one file for each node).
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/warren/control")]
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/warren")]
     pub state_dir: PathBuf,
 
     /// One more name or address under which proxies reach this control plane.
@@ -39,29 +34,11 @@ pub struct Args {
     pub health: Option<SocketAddr>,
 }
 
-/// Runs until SIGTERM or SIGINT; then streams end and open calls finish.
+/// Runs until the drain; then streams end and open calls finish.
 ///
 /// # Errors
 /// It cannot start; the text says what to correct.
-pub async fn run(args: Args) -> Result<()> {
-    let mut signals = Signals::listen()?;
-    let (trigger, watch) = drain::new();
-    let serving = serve(args, watch);
-    tokio::pin!(serving);
-    let name = tokio::select! {
-        ended = &mut serving => return ended,
-        name = signals.first() => name,
-    };
-    tracing::info!(signal = name, "ending");
-    let (ended, _) = tokio::join!(serving, trigger.drain(DRAIN_LIMIT));
-    ended
-}
-
-/// Runs until the drain.
-///
-/// # Errors
-/// It cannot start; the text says what to correct.
-pub async fn serve(args: Args, drain: drain::Watch) -> Result<()> {
+pub async fn run(args: Args, drain: drain::Watch) -> Result<()> {
     let Args { source, listen, state_dir, sans, health } = args;
     Control::start(Settings { source, listen, state_dir, sans, health }).await?.serve(drain).await
 }

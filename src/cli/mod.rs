@@ -1,15 +1,20 @@
 //! The command line: one file per role or verb.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+use crate::base::drain::{self, Watch};
 use crate::base::{Error, Result, code};
 use crate::config::{Env, env};
+use crate::demo::sandbox;
 use crate::telemetry::log;
+use shutdown::Signals;
 
 pub mod agent;
 pub mod control;
+pub mod demo;
 mod explain;
 mod proxy;
 mod settings;
@@ -31,16 +36,24 @@ enum Role {
     Agent(agent::Args),
     /// Control plane: tells proxies about the mesh and signs their certificates.
     Control(control::Args),
+    /// Shows the mesh at work: two nodes and their pods on this machine, in namespaces that vanish afterwards.
+    Demo(demo::Args),
     /// Says what an error code means and what to do about it.
     Explain(explain::Arguments),
     /// Prints the settings of `warren proxy` as a Markdown page.
     Settings,
+    /// Runs a command in namespaces of its own. For the project's tests.
+    #[command(hide = true)]
+    Sandbox(demo::SandboxArgs),
+    /// An application in a pod of the demo.
+    #[command(hide = true)]
+    DemoPod(demo::PodArgs),
 }
 
 /// Parses the command line and runs the role. Exit status: 0 done, 1 failed, 2 wrong usage.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match run(arguments.role) {
+    let status = sandbox::die_with_parent().and_then(|()| run(Arguments::parse().role));
+    match status {
         Ok(status) => status,
         Err(error) => {
             eprintln!("warren: {error}");
@@ -53,15 +66,19 @@ pub fn main() -> ExitCode {
 fn run(role: Role) -> Result<ExitCode> {
     match role {
         Role::Proxy(arguments) => proxy::run(arguments),
-        Role::Agent(arguments) => served(agent::run(arguments)),
-        Role::Control(arguments) => served(control::run(arguments)),
+        Role::Agent(arguments) => until_signal(|drain| agent::run(arguments, drain)),
+        Role::Control(arguments) => until_signal(|drain| control::run(arguments, drain)),
+        // These make namespaces, which the kernel allows only to a process with one thread.
+        Role::Demo(arguments) => demo::run(arguments),
+        Role::Sandbox(arguments) => demo::sandbox(&arguments),
+        Role::DemoPod(arguments) => demo::pod(arguments),
         Role::Explain(arguments) => explain::run(&arguments),
         Role::Settings => settings::run(),
     }
 }
 
-/// Runs a role that is one task and its helpers, with the process log.
-fn served(role: impl Future<Output = Result<()>>) -> Result<ExitCode> {
+/// Runs a role, with the process log, until it ends by itself or a signal asks it to and it has drained.
+fn until_signal<F: Future<Output = Result<()>>>(role: impl FnOnce(Watch) -> F) -> Result<ExitCode> {
     let vars = Env::process();
     let format = match vars.some(&env::LOG_FORMAT) {
         Some("json") => log::Format::Json,
@@ -73,7 +90,27 @@ fn served(role: impl Future<Output = Result<()>>) -> Result<ExitCode> {
         .enable_all()
         .build()
         .map_err(|error| Error::caused(&code::NO_PERMISSION, "cannot start threads", error))?;
-    runtime.block_on(role)?;
-    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
-    Ok(ExitCode::SUCCESS)
+    let status = runtime.block_on(async {
+        let mut signals = Signals::listen()?;
+        let (trigger, watch) = drain::new();
+        let role = role(watch);
+        tokio::pin!(role);
+        let signal = tokio::select! {
+            ended = &mut role => return ended.map(|()| ExitCode::SUCCESS),
+            signal = signals.first() => signal,
+        };
+        tracing::info!(signal, "ending");
+        let mut ended = Ok(());
+        let end = async {
+            let draining = trigger.drain(DRAIN_LIMIT);
+            tokio::join!(async { ended = role.await }, draining);
+        };
+        let status = signals.finish(end).await;
+        ended.map(|()| status)
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    status
 }
+
+/// The longest a role may take to end after a signal; each has shorter limits of its own.
+const DRAIN_LIMIT: Duration = Duration::from_secs(60);

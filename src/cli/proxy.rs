@@ -42,8 +42,12 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
     }
     // Two runtimes: a large answer of the control plane must not stand in the way of packets.
     let runtime = |error| Error::caused(&code::NO_PERMISSION, "cannot start threads", error);
-    let data_plane =
-        Builder::new_multi_thread().worker_threads(settings.workers.get()).thread_name("warren-data").enable_all().build().map_err(runtime)?;
+    let data_plane = Builder::new_multi_thread()
+        .worker_threads(settings.workers.get())
+        .thread_name("warren-data")
+        .enable_all()
+        .build()
+        .map_err(runtime)?;
     let control = Builder::new_current_thread().enable_all().build().map_err(runtime)?;
     let status = control.block_on(serve(settings, data_plane.handle().clone()));
     data_plane.shutdown_timeout(Duration::from_secs(1));

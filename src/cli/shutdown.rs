@@ -16,7 +16,10 @@ impl Signals {
     /// From now on they no longer kill the process.
     pub(super) fn listen() -> Result<Self> {
         let failed = |error| Error::caused(&code::NO_PERMISSION, "signal handlers", error);
-        Ok(Self { terminate: signal(SignalKind::terminate()).map_err(failed)?, interrupt: signal(SignalKind::interrupt()).map_err(failed)? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+        })
     }
 
     /// The first signal, by name.

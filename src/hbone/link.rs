@@ -5,7 +5,9 @@ use std::sync::OnceLock;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{self, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::base::Error;
@@ -15,7 +17,14 @@ use crate::base::Error;
 pub(super) struct Link {
     reason: OnceLock<Error>,
     closed: CancellationToken,
+    abandoned: Mutex<Option<(Instant, u32)>>,
 }
+
+/// Requests that a peer may open and reset unanswered within [`ABANDON_WINDOW`] (CVE-2023-44487): clients that give up
+/// by themselves stay far below.
+const MAX_ABANDONED: u32 = 1000;
+
+const ABANDON_WINDOW: Duration = Duration::from_secs(10);
 
 impl Link {
     /// Marks the end; the first reason stays.
@@ -33,6 +42,21 @@ impl Link {
 
     pub(super) fn reason(&self) -> Option<Error> {
         self.reason.get().cloned()
+    }
+
+    /// Counts a request that the peer reset before it was answered.
+    pub(super) fn abandon(&self) {
+        let now = Instant::now();
+        let mut abandoned = self.abandoned.lock();
+        match &mut *abandoned {
+            Some((since, count)) if now < *since + ABANDON_WINDOW => *count += 1,
+            _ => *abandoned = Some((now, 1)),
+        }
+    }
+
+    /// Whether the peer floods this side with requests that it does not want answered.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.abandoned.lock().is_some_and(|(_, count)| count > MAX_ABANDONED)
     }
 
     pub(super) async fn closed(&self) {

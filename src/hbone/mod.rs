@@ -6,6 +6,7 @@
 //! What frames the bytes is hidden behind these types.
 
 mod client;
+mod dial;
 mod failure;
 mod link;
 mod ping;
@@ -17,7 +18,8 @@ mod stream;
 mod tests;
 mod tunnel;
 
-pub use pool::{Counters, Dialer, Io, Key, Opened, Pool, PoolSettings, TunnelFacts};
+pub use dial::{Dialer, Io, Key};
+pub use pool::{Counters, Opened, Pool, PoolSettings, TunnelFacts};
 pub use server::{Incoming, Server};
 pub use settings::Settings;
 pub use stream::{Receive, Send, Stream};

@@ -4,53 +4,23 @@
 //! they leave. When all places are taken another tunnel is dialled; nobody waits for a place.
 
 use std::collections::HashMap;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use http::HeaderMap;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::client::{Connection, OpenError};
+use super::dial::{Dialer, Key, unreachable};
 use super::tunnel::{Gauges, Lease, Tunnel};
 use super::{Request, Settings, Stream};
 use crate::base::{Error, Result, code, deadline};
-use crate::identity::{Certificate, SpiffeId};
+use crate::identity::SpiffeId;
 use crate::tls;
-
-/// What makes two connections share a tunnel: all of it has to be equal.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
-    /// Whose certificate is presented.
-    pub source: SpiffeId,
-    /// Any of them may answer.
-    pub destinations: Vec<SpiffeId>,
-    /// Where the peer listens.
-    pub addr: SocketAddr,
-    /// The address to connect from, if that matters.
-    pub source_ip: Option<IpAddr>,
-}
-
-/// A connection to a peer.
-pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
-
-/// What the pool needs from outside.
-pub trait Dialer: Send + Sync + 'static {
-    /// A TCP connection to `key.addr`. The pool sets the deadline.
-    fn dial<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, io::Result<Box<dyn Io>>>;
-
-    /// The certificate to present.
-    fn certificate<'a>(&'a self, source: &'a SpiffeId) -> BoxFuture<'a, Result<Arc<Certificate>>>;
-}
 
 /// Limits of a pool.
 #[derive(Clone, Debug)]
@@ -424,13 +394,4 @@ fn drop_if_empty(slots: &mut HashMap<Key, Slot>, key: &Key) {
 
 fn drained() -> Error {
     Error::new(&code::DRAINED, "the pod is being removed or the proxy stops")
-}
-
-fn unreachable(what: &str, error: io::Error) -> Error {
-    let code = match error.kind() {
-        io::ErrorKind::ConnectionRefused => &code::TUNNEL_REFUSED,
-        io::ErrorKind::TimedOut => &code::TUNNEL_TIMEOUT,
-        _ => &code::DESTINATION_UNREACHABLE,
-    };
-    Error::caused(code, what, error)
 }

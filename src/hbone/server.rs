@@ -1,6 +1,7 @@
 //! The end that accepts streams.
 
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -41,9 +42,16 @@ pub struct Incoming {
     pub authority: String,
     /// As sent.
     pub headers: HeaderMap,
-    respond: SendResponse<Bytes>,
+    answer: Answer,
     receive: RecvStream,
+}
+
+/// What is owed to the peer, unless it gives up first.
+struct Answer {
+    respond: SendResponse<Bytes>,
     link: Arc<Link>,
+    /// Reset by this side.
+    rejected: bool,
 }
 
 impl Server {
@@ -103,8 +111,8 @@ impl Incoming {
     pub fn accept(mut self, headers: HeaderMap) -> Result<Stream> {
         let mut response = Response::new(());
         *response.headers_mut() = headers;
-        let send = self.respond.send_response(response, false).map_err(|error| of_stream("accepting", error))?;
-        Ok(Stream::new(self.receive, send, self.link, None))
+        let send = self.answer.respond.send_response(response, false).map_err(|error| of_stream("accepting", error))?;
+        Ok(Stream::new(self.receive, send, self.answer.link.clone(), None))
     }
 
     /// Answers `status` and ends the stream.
@@ -112,20 +120,31 @@ impl Incoming {
         let mut response = Response::new(());
         *response.status_mut() = status;
         // If it fails the peer has given up already. Dropping the rest resets the stream with NO_ERROR (RFC 9113 §8.1).
-        let _ = self.respond.send_response(response, true);
+        let _ = self.answer.respond.send_response(response, true);
     }
 
     /// Says that nothing was done with the request: the peer may repeat it elsewhere (REFUSED_STREAM, RFC 9113 §8.7).
     pub fn reject(mut self) {
-        self.respond.send_reset(Reason::REFUSED_STREAM);
+        self.answer.rejected = true;
+        self.answer.respond.send_reset(Reason::REFUSED_STREAM);
     }
 
     /// Waits until the peer gives up: ends the work for a client that left.
     pub async fn abandoned(&mut self) -> Error {
-        let reset = std::future::poll_fn(|cx| self.respond.poll_reset(cx)).await;
+        let reset = std::future::poll_fn(|cx| self.answer.respond.poll_reset(cx)).await;
         match reset {
             Ok(reason) => Error::new(&code::PEER_CLOSED, format!("the peer gave up before the answer: {reason:?}")),
-            Err(error) => self.link.reason().unwrap_or_else(|| of_stream("waiting", error)),
+            Err(error) => self.answer.link.reason().unwrap_or_else(|| of_stream("waiting", error)),
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        let reset = self.respond.poll_reset(&mut Context::from_waker(Waker::noop()));
+        // After an answer it is an error to ask: a stream that was accepted may end as it likes.
+        if !self.rejected && matches!(reset, Poll::Ready(Ok(_))) {
+            self.link.abandon();
         }
     }
 }
@@ -144,6 +163,11 @@ async fn drive<IO>(
     let reason = loop {
         tokio::select! {
             accepted = connection.accept() => match accepted {
+                Some(Ok(_)) if link.is_flooded() => {
+                    let flood = Error::new(&code::TUNNEL_BROKEN, "the peer opens and resets requests too fast");
+                    tracing::warn!(error = %flood, "tunnel ended");
+                    break Some(farewell(&mut connection, &link, flood, Reason::ENHANCE_YOUR_CALM).await);
+                }
                 Some(Ok((request, respond))) => offer(&sender, request, respond, &link),
                 Some(Err(error)) => break Some(of_connection("the tunnel", error)),
                 None => break None,
@@ -152,26 +176,38 @@ async fn drive<IO>(
                 draining = true;
                 connection.graceful_shutdown();
             }
-            silent = &mut keepalive => {
-                link.blame(&silent);
-                connection.abrupt_shutdown(Reason::NO_ERROR);
-                let farewell = std::future::poll_fn(|cx| connection.poll_closed(cx));
-                // The peer is silent already: whether it hears this makes no difference.
-                let _ = tokio::time::timeout(FAREWELL, farewell).await;
-                break Some(silent);
-            }
+            silent = &mut keepalive => break Some(farewell(&mut connection, &link, silent, Reason::NO_ERROR).await),
         }
     };
     link.end(reason);
+}
+
+/// Ends the tunnel for `error` and tells the peer, if it still listens.
+async fn farewell<IO>(connection: &mut h2::server::Connection<Lingering<IO>, Bytes>, link: &Link, error: Error, reason: Reason) -> Error
+where
+    IO: AsyncRead + AsyncWrite + Unpin + std::marker::Send + 'static,
+{
+    link.blame(&error);
+    connection.abrupt_shutdown(reason);
+    let closed = std::future::poll_fn(|cx| connection.poll_closed(cx));
+    // Whether it hears this makes no difference.
+    let _ = tokio::time::timeout(FAREWELL, closed).await;
+    error
 }
 
 /// The queue holds as many as the peer may have open; one that still overflows it has opened and reset streams.
 fn offer(sender: &mpsc::Sender<Incoming>, request: http::Request<RecvStream>, respond: SendResponse<Bytes>, link: &Arc<Link>) {
     let (head, receive) = request.into_parts();
     let authority = head.uri.authority().map(ToString::to_string).unwrap_or_default();
-    let incoming = Incoming { method: head.method, authority, headers: head.headers, respond, receive, link: link.clone() };
+    let incoming = Incoming {
+        method: head.method,
+        authority,
+        headers: head.headers,
+        answer: Answer { respond, link: link.clone(), rejected: false },
+        receive,
+    };
     if let Err(mpsc::error::TrySendError::Full(mut incoming) | mpsc::error::TrySendError::Closed(mut incoming)) = sender.try_send(incoming)
     {
-        incoming.respond.send_reset(Reason::REFUSED_STREAM);
+        incoming.answer.respond.send_reset(Reason::REFUSED_STREAM);
     }
 }

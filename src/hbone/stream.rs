@@ -9,7 +9,7 @@ use h2::{Reason, RecvStream, SendStream};
 
 use super::failure::{of_reset, of_stream};
 use super::link::Link;
-use crate::base::{Error, Result, code};
+use crate::base::{Error, Result};
 
 /// Whatever must live as long as a stream does: its place in a tunnel.
 pub(super) type Guard = Arc<dyn Any + std::marker::Send + Sync>;

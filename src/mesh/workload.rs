@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::address::{GatewayAddress, NamespacedHostname, NetworkAddress};
 use super::service::Ports;
-use crate::base::Str;
+use crate::base::{Result, Str};
+use crate::identity::SpiffeId;
 
 /// One workload, with the names that the configuration dump and the local file use.
 ///
@@ -120,6 +121,14 @@ impl Workload {
             services: BTreeMap::new(),
             capacity: 1,
         }
+    }
+
+    /// Its SPIFFE id.
+    ///
+    /// # Errors
+    /// `BAD_SPIFFE_ID` if what the control plane says of it makes none.
+    pub fn identity(&self) -> Result<SpiffeId> {
+        SpiffeId::new(&self.trust_domain, &self.namespace, &self.service_account)
     }
 
     /// Its SPIFFE id without `spiffe://`.
@@ -237,7 +246,7 @@ impl std::fmt::Display for LocalWorkload {
     }
 }
 
-fn keys<S: Serializer>(services: &BTreeMap<NamespacedHostname, Ports>, serializer: S) -> Result<S::Ok, S::Error> {
+fn keys<S: Serializer>(services: &BTreeMap<NamespacedHostname, Ports>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
     serializer.collect_seq(services.keys())
 }
 

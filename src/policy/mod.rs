@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::base::{Str, addr};
+use crate::identity::SpiffeId;
 use crate::mesh::{Action, Mesh, Policy, Scope, Workload};
 
 /// What is known about a connection when it is decided.
@@ -31,6 +32,12 @@ pub struct Peer<'a> {
     pub namespace: &'a str,
     /// Service account.
     pub service_account: &'a str,
+}
+
+impl<'a> From<&'a SpiffeId> for Peer<'a> {
+    fn from(id: &'a SpiffeId) -> Self {
+        Self { trust_domain: &id.trust_domain, namespace: &id.namespace, service_account: &id.service_account }
+    }
 }
 
 /// The decision.

@@ -217,3 +217,9 @@ fn mapped_addresses_are_compared_in_their_ipv4_form() {
     let mapped = Connection { source: addr("[::ffff:10.0.0.7]:40000"), ..connection(None) };
     assert!(!evaluate(&mesh, &shop(), &mapped).is_allowed());
 }
+
+#[test]
+fn a_certificates_identity_is_a_peer() {
+    let id: crate::identity::SpiffeId = "spiffe://cluster.local/ns/web/sa/front".parse().expect("an identity");
+    assert_eq!(Peer::from(&id), WEB);
+}

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader};
 use std::time::Duration;
 
 use crate::agent::redirect::port;
-use crate::base::{Code, Error, Result, deadline};
+use crate::base::{Code, Error, Result, code, deadline};
 use crate::net::NetNs;
 
 /// For one operation inside a namespace. Netlink answers at once unless the kernel is in trouble.
@@ -13,15 +13,18 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// Runs `work` inside the namespace on a thread that may block.
 pub(super) async fn inside<R: Send + 'static>(
     netns: &NetNs,
-    code: &'static Code,
+    failure: &'static Code,
     work: impl FnOnce() -> Result<R> + Send + 'static,
 ) -> Result<R> {
     let namespace = netns.clone();
     let id = netns.id();
     let task = tokio::task::spawn_blocking(move || namespace.run(work));
-    let ran = deadline(LIMIT, code, id, task).await?;
-    let ran = ran.map_err(|error| Error::caused(code, format!("work inside {id}"), error))?;
-    ran.map_err(|error| Error::caused(code, format!("enter {id}"), error))?
+    let ran = deadline(LIMIT, failure, id, task).await?;
+    let ran = ran.map_err(|error| Error::caused(failure, format!("work inside {id}"), error))?;
+    ran.map_err(|error| {
+        let code = if error.kind() == io::ErrorKind::PermissionDenied { &code::NO_PERMISSION } else { failure };
+        Error::caused(code, format!("enter {id}"), error)
+    })?
 }
 
 /// Whether an interface of the calling thread's namespace has IPv6.

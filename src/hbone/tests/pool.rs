@@ -15,7 +15,7 @@ use crate::tls;
 enum Peer {
     /// Takes every request and sends back what comes.
     Echo,
-    /// Resets the first request of each tunnel as untouched... on the first tunnel only.
+    /// Leaves every request on the first tunnel untouched.
     RefuseFirstTunnel,
     /// Nobody listens.
     Refused,
@@ -172,6 +172,17 @@ async fn an_impostor_is_told_to_every_waiter() {
     let wrong = Key { destinations: vec![id("other")], ..key() };
     let errors = soon(join_all((0..5).map(|_| pool.open(&wrong, request("10.0.0.1:80"))))).await;
     assert!(errors.iter().all(|error| code_of(error.as_ref().err().unwrap()) == code::IDENTITY_MISMATCH.id));
+}
+
+#[tokio::test]
+async fn a_peer_that_refuses_us_after_the_handshake_is_told_as_tls() {
+    let (pool, _net) = pool(Peer::Echo, PoolSettings::default(), Settings::server());
+    let stranger = Key { source: SpiffeId::new("other.mesh", "shop", "client").unwrap(), ..key() };
+    let errors = soon(join_all((0..3).map(|_| pool.open(&stranger, request("10.0.0.1:80"))))).await;
+    for error in errors {
+        let error = error.err().unwrap();
+        assert_eq!(code_of(&error), code::TLS_FAILED.id, "{error}");
+    }
 }
 
 #[tokio::test]

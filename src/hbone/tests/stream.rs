@@ -127,3 +127,33 @@ async fn a_slow_reader_holds_one_window_and_others_go_on() {
     assert!(drained.await > 128 << 10);
     assert!(fill(&mut to_slow).await >= 256 << 10, "the credit is back");
 }
+
+/// Over real sockets: a close with unread bytes makes the kernel send a reset, which destroys what is on its way.
+#[tokio::test]
+async fn an_upload_survives_the_end_of_its_tunnel() {
+    let sockets = crate::net::socket::SocketFactory { netns: None, mark: None, reuse_port: false, keepalive: None };
+    let (listener, _) = sockets.listen("127.0.0.1:0".parse().unwrap(), false).unwrap();
+    let address = crate::base::addr::NextHop::new(listener.local_addr().unwrap());
+    for _ in 0..20 {
+        let (near, far) = tokio::join!(sockets.connect(address, None), listener.accept());
+        let (near, far) = (near.unwrap(), far.unwrap().0);
+        let upload = tokio::spawn(async move {
+            let client = Connection::handshake(near, &Settings::client(), CancellationToken::new()).await.unwrap();
+            let (_, stream) = done(client.open(&request("10.0.0.1:80"), Arc::new(())).await).unwrap();
+            let (mut receive, mut send) = stream.into_split();
+            send.data(megabytes(3)).await.unwrap();
+            send.finish().unwrap();
+            // The server ends its direction before it has read; everything of the client is dropped right after.
+            assert!(receive.data().await.is_none());
+        });
+        let mut server = Server::handshake(far, &Settings::server()).await.unwrap();
+        let stream = soon(server.next()).await.unwrap().accept(HeaderMap::new()).unwrap();
+        let serve = tokio::spawn(async move { while server.next().await.is_some() {} });
+        let (mut receive, mut send) = stream.into_split();
+        send.data(Bytes::from_static(b"")).await.unwrap();
+        send.finish().unwrap();
+        soon(upload).await.unwrap();
+        assert_eq!(all(&mut receive).await.unwrap().len(), 3 << 20);
+        soon(serve).await.unwrap();
+    }
+}

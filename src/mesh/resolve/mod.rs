@@ -17,6 +17,7 @@ use super::service::{IpFamilies, Service};
 use super::snapshot::Mesh;
 use super::workload::Workload;
 use crate::base::{Error, Result, Str, code};
+use crate::identity::SpiffeId;
 
 pub use waypoint::waypoint_for;
 
@@ -104,6 +105,23 @@ fn upstream_of(mesh: &Mesh, source: &Workload, owner: Owner, destination: Socket
 }
 
 impl Upstream {
+    /// Who may answer: the workload itself, and the identities that its service accepts beside it.
+    ///
+    /// # Errors
+    /// `BAD_SPIFFE_ID` if the workload has no usable identity. A name of the service that is none is left out: it could
+    /// not match anybody.
+    pub fn identities(&self) -> Result<Vec<SpiffeId>> {
+        let mut identities = vec![self.workload.identity()?];
+        for name in &self.subject_alt_names {
+            match name.parse::<SpiffeId>() {
+                Ok(identity) if identities.contains(&identity) => {}
+                Ok(identity) => identities.push(identity),
+                Err(error) => tracing::debug!(workload = %self.workload.uid, %error, "a name of the service is no identity"),
+            }
+        }
+        Ok(identities)
+    }
+
     /// A workload at the best of its addresses for a client that dialled `dialled`.
     fn reach(source: &Workload, workload: Arc<Workload>, service: Option<Arc<Service>>, port: u16, dialled: IpAddr) -> Result<Self> {
         let uid = &workload.uid;

@@ -270,15 +270,18 @@ fn a_waypoint_that_takes_tunnels_itself_needs_no_port_in_its_service() {
 }
 
 #[test]
-fn names_of_the_service_come_along() {
+fn who_may_answer() {
     let named = having(service("a/s.a", "10.1.0.1", &[(80, 80)]), |service| {
-        service.subject_alt_names = vec![Str::from("spiffe://cluster.local/ns/b/sa/other")];
+        let names = ["spiffe://cluster.local/ns/b/sa/other", "spiffe://cluster.local/ns/a/sa/p", "other.example"];
+        service.subject_alt_names = names.map(Str::from).to_vec();
     });
     let mesh = mesh([endpoint(pod("a", "p", "10.0.0.1"), "a/s.a")], [named]);
-    let resolved = |destination| match resolve_upstream(&mesh, &client(), addr(destination), &mut rng()) {
-        Ok(Resolution::Upstream(upstream)) => upstream.subject_alt_names.len(),
+    let identities = |destination| match resolve_upstream(&mesh, &client(), addr(destination), &mut rng()) {
+        Ok(Resolution::Upstream(upstream)) => {
+            upstream.identities().expect("identities").iter().map(SpiffeId::principal).collect::<Vec<_>>()
+        }
         other => panic!("{other:?}"),
     };
-    assert_eq!(resolved("10.1.0.1:80"), 1);
-    assert_eq!(resolved("10.0.0.1:80"), 0, "not for the workload's own address");
+    assert_eq!(identities("10.1.0.1:80"), ["cluster.local/ns/a/sa/p", "cluster.local/ns/b/sa/other"]);
+    assert_eq!(identities("10.0.0.1:80"), ["cluster.local/ns/a/sa/p"], "by its own address only itself");
 }

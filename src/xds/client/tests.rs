@@ -361,3 +361,25 @@ fn failures_in_a_row_wait_longer_up_to_a_limit() {
         assert_eq!(next_backoff(BACKOFF_MAX, &served), BACKOFF_START);
     }
 }
+
+/// The channel that the proxy uses, without a connection: it is only shown that it fits.
+#[tokio::test]
+async fn the_channel_to_the_control_plane_fits() {
+    let settings = crate::tls::channel::ChannelSettings {
+        address: "https://127.0.0.1:1".to_owned(),
+        root: crate::tls::RootSource::System,
+        alternative_name: None,
+        token: crate::tls::TokenSource::None,
+        cluster_id: String::new(),
+        headers: vec![],
+    };
+    let channel = crate::tls::channel::Channel::new(settings).expect("a channel");
+    let (report, mut progress) = watch::channel(Progress::default());
+    let (trigger, watch) = drain::new();
+    let store = Arc::new(MeshStore::new(None));
+    let task = tokio::spawn(run(Settings::default(), store, channel, report, Arc::new(()), watch));
+    let failed = soon("a failure", progress.wait_for(|progress| progress.last_error.is_some())).await.expect("runs").clone();
+    assert!(!failed.connected);
+    assert!(soon("the drain", trigger.drain(LIMIT)).await);
+    soon("the end", task).await.expect("no panic");
+}

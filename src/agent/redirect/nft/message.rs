@@ -155,6 +155,22 @@ mod tests {
     }
 
     #[test]
+    fn errors_carry_the_kernels_text() {
+        let reply = |flags, tail: &[u8]| {
+            let mut body = (-95_i32).to_ne_bytes().to_vec();
+            body.resize(20, 0);
+            body.extend(tail);
+            error(&Reply { kind: number::NLMSG_ERROR, flags, sequence: 0, body: &body })
+        };
+        let mut text = Attributes::default();
+        text.text(1, "Unsupported chain type");
+        assert_eq!(reply(0, &[]), Some((95, None)));
+        assert_eq!(reply(number::ACK_TLVS, &text.0), Some((95, Some("Unsupported chain type".to_owned()))));
+        assert_eq!(reply(number::ACK_TLVS, &text.0[..9]), Some((95, None)), "cut short");
+        assert_eq!(error(&Reply { kind: number::NLMSG_ERROR, flags: 0, sequence: 0, body: &[1] }), None);
+    }
+
+    #[test]
     fn replies_that_are_cut_or_lie_about_their_length_end_the_list() {
         let whole = message(Head { kind: number::NEW_TABLE, flags: 0, family: 2 }, 5, Attributes::default().text(1, "t"));
         let mut two = [whole.clone(), whole.clone()].concat();

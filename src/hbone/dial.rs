@@ -1,0 +1,48 @@
+//! How the pool reaches a peer.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::base::{Error, Result, code};
+use crate::identity::{Certificate, SpiffeId};
+
+/// What makes two connections share a tunnel: all of it has to be equal.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Whose certificate is presented.
+    pub source: SpiffeId,
+    /// Any of them may answer.
+    pub destinations: Vec<SpiffeId>,
+    /// Where the peer listens.
+    pub addr: SocketAddr,
+    /// The address to connect from, if that matters.
+    pub source_ip: Option<IpAddr>,
+}
+
+/// A connection to a peer.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
+
+/// What the pool needs from outside.
+pub trait Dialer: Send + Sync + 'static {
+    /// A TCP connection to `key.addr`. The pool sets the deadline.
+    fn dial<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, io::Result<Box<dyn Io>>>;
+
+    /// The certificate to present.
+    fn certificate<'a>(&'a self, source: &'a SpiffeId) -> BoxFuture<'a, Result<Arc<Certificate>>>;
+}
+
+/// A connect that failed, told so that an operator can act on it.
+pub(super) fn unreachable(what: &str, error: io::Error) -> Error {
+    let code = match error.kind() {
+        io::ErrorKind::ConnectionRefused => &code::TUNNEL_REFUSED,
+        io::ErrorKind::TimedOut => &code::TUNNEL_TIMEOUT,
+        _ => &code::DESTINATION_UNREACHABLE,
+    };
+    Error::caused(code, what, error)
+}
