@@ -257,7 +257,8 @@ impl Mesh {
         let node = self.lab.node(number)?.clone();
         let (source, socket) = (format!("file:{}", self.mesh_file().display()), self.lab.dir().join(format!("zds-{}.sock", node.name)));
         let socket = socket.display().to_string();
-        let agent = ["agent", "--source", &source, "--node", &node.name, "--zds-socket", &socket];
+        // The demo's connections have ended when a pod leaves: nothing has to be waited for long.
+        let agent = ["agent", "--source", &source, "--node", &node.name, "--zds-socket", &socket, "--drain", "2"];
         self.start_child(&node, &format!("agent-{}", node.name), &agent, &[])?;
         let (address, state) = (self.control_address()?, self.state_dir());
         let root = state.join("ca/root-cert.pem").display().to_string();
