@@ -17,7 +17,7 @@ use rcgen::{CertificateParams, KeyPair};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
@@ -27,6 +27,8 @@ use warren::base::addr::NextHop;
 use warren::base::{code, drain};
 use warren::control::source::Location;
 use warren::control::{Control, Settings};
+use warren::identity::{Authority, GrpcAuthority, GrpcAuthoritySettings, SpiffeId};
+use warren::mesh::MeshStore;
 use warren::net::socket::SocketFactory;
 use warren::wire::ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use warren::wire::ca::{IstioCertificateRequest, IstioCertificateResponse};
@@ -35,6 +37,7 @@ use warren::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Nod
 use warren::wire::rpc;
 use warren::wire::workload::{Address, address::Type};
 use warren::wire::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use warren::{tls, xds};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -418,6 +421,54 @@ async fn certificates_are_signed_for_pods_of_the_callers_node_only() {
         assert_eq!(status.code(), expected, "{id:?}: {status}");
         assert!(status.message().contains(reason.id), "{id:?}: {status}");
     }
+    plane.stop().await;
+}
+
+#[tokio::test]
+async fn a_nodes_own_clients_understand_it() {
+    let plane = Plane::start(MESH).await;
+    let channel = tls::channel::Channel::new(tls::channel::ChannelSettings {
+        address: plane.address.to_string(),
+        root: tls::RootSource::File(plane.state("ca/root-cert.pem")),
+        alternative_name: None,
+        token: tls::TokenSource::File(plane.state("tokens/n1")),
+        cluster_id: "Kubernetes".to_owned(),
+        headers: Vec::new(),
+    })
+    .unwrap();
+
+    let authority = GrpcAuthority::new(channel.clone(), GrpcAuthoritySettings::default());
+    let id: SpiffeId = "spiffe://cluster.local/ns/default/sa/client".parse().unwrap();
+    let certificate = authority.sign(&id).await.unwrap();
+    assert_eq!((certificate.id, certificate.chain.len(), certificate.roots.len()), (id, 1, 1));
+    let other: SpiffeId = "spiffe://cluster.local/ns/default/sa/server".parse().unwrap();
+    let refused = authority.sign(&other).await.map(|_| ()).expect_err("not on this node");
+    assert_eq!(refused.code(), &code::CA_REFUSED);
+
+    let store = Arc::new(MeshStore::new(Some("n1".into())));
+    let (report, mut progress) = watch::channel(xds::Progress::default());
+    let (trigger, ended) = drain::new();
+    let metadata = [("NODE_NAME".to_owned(), "n1".to_owned())].into();
+    let settings = xds::Settings { node_id: "ztunnel~127.0.0.1~p.ns~ns.svc.cluster.local".to_owned(), metadata };
+    let client = tokio::spawn(xds::run(settings, Arc::clone(&store), channel, report, Arc::new(()), ended));
+    let synced = progress.wait_for(xds::Progress::synced);
+    tokio::time::timeout(LIMIT, synced).await.expect("in time").unwrap();
+    let mesh = store.snapshot();
+    assert_eq!((mesh.workload_count(), mesh.service_count(), mesh.policy_count()), (2, 1, 1));
+    assert_eq!((mesh.missing_policies().len(), mesh.unusable_policies().count()), (0, 0));
+    assert!(mesh.workload(SERVER).is_some());
+
+    let mut changed = store.changed();
+    plane.write(&MESH.replace("name: client,", "name: renamed,"));
+    let seen = tokio::time::timeout(LIMIT, async {
+        while store.snapshot().workload(CLIENT).is_some() {
+            changed.changed().await.unwrap();
+        }
+    });
+    seen.await.expect("the removal arrives");
+    assert!(store.snapshot().workload("Kubernetes//Pod/default/renamed").is_some());
+    assert!(trigger.drain(LIMIT).await);
+    client.await.unwrap();
     plane.stop().await;
 }
 

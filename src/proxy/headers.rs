@@ -44,7 +44,9 @@ pub(super) fn forwarded_host(headers: &HeaderMap) -> Option<Str> {
 }
 
 fn baggage(workload: &Workload) -> String {
-    let controller = format!("k8s.{}.name", workload.workload_type);
+    // A workload of unknown kind is a pod for those who read this.
+    let kind = if workload.workload_type.is_empty() { "pod" } else { &workload.workload_type };
+    let controller = format!("k8s.{kind}.name");
     let fields: [(&str, &str); 7] = [
         ("k8s.cluster.name", &workload.cluster_id),
         ("k8s.namespace.name", &workload.namespace),
@@ -84,6 +86,7 @@ mod tests {
     fn a_request_says_who_and_for_what() {
         let mut source = Workload::new("c//Pod/shop/cart-0", "cart-0", "shop");
         source.workload_name = "cart".into();
+        source.workload_type = "deployment".into();
         source.canonical_name = "cart".into();
         let headers = request(&source, "10.0.0.7:4000".parse().expect("address"), Some("db.shop.svc.cluster.local"), true);
         assert_eq!(headers[BAGGAGE], "k8s.cluster.name=Kubernetes,k8s.namespace.name=shop,k8s.deployment.name=cart,service.name=cart");

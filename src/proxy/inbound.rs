@@ -12,7 +12,7 @@ use super::parties::{party, service_name};
 use super::pod::{Pod, server_settings};
 use super::relay::{self, Side};
 use super::track::Subject;
-use super::{LOCAL_LIMIT, TLS_LIMIT, headers, is_own_port, outbound};
+use super::{LOCAL_LIMIT, TLS_LIMIT, headers, is_own_port};
 use crate::base::addr::{ClientAddr, NextHop};
 use crate::base::drain::Watch;
 use crate::base::{Error, Result, Str, code};
@@ -36,7 +36,7 @@ pub(super) async fn serve(pod: Arc<Pod>, socket: TcpStream, drain: Watch) {
 
 async fn tunnel(pod: &Arc<Pod>, socket: TcpStream, peer: ClientAddr, local: NextHop, mut drain: Watch) -> Result<()> {
     let workload = pod.shared.mesh.wait_local(&pod.local, LOCAL_LIMIT).await?;
-    let certificate = pod.shared.certificates.certificate(&outbound::identity_of(&workload)?).await?;
+    let certificate = pod.shared.certificates.certificate(&workload.identity()?).await?;
     let (stream, identity) = tls::accept(socket, &certificate, TLS_LIMIT).await?;
     let mut server = Server::handshake(stream, &server_settings(&pod.shared.settings)).await?;
     let tunnel = Tunnel { peer, local, identity };
@@ -182,7 +182,7 @@ async fn carry(pod: &Arc<Pod>, tunnel: &Tunnel, incoming: Incoming, admitted: Ad
     let source = mesh
         .workload_at(&address)
         .filter(|source| source.namespace == tunnel.identity.namespace && source.service_account == tunnel.identity.service_account);
-    let own_id = outbound::identity_of(&admitted.workload).ok();
+    let own_id = admitted.workload.identity().ok();
     let mut source_party = party(source.map(Arc::as_ref), Some(&tunnel.identity));
     source_party.namespace.get_or_insert_with(|| tunnel.identity.namespace.clone());
     let facts = Facts {

@@ -16,7 +16,7 @@ use crate::base::{Error, Result, code};
 use crate::hbone;
 use crate::identity::SpiffeId;
 use crate::mesh::resolve::{self, Route};
-use crate::mesh::{Owner, Protocol, Service, Upstream, Workload};
+use crate::mesh::{Owner, Protocol, Service, Workload};
 use crate::net::socket;
 use crate::telemetry::tcp::{Connection, Direction, Facts, refuse};
 
@@ -57,7 +57,7 @@ async fn plan(pod: &Pod, client: ClientAddr, original: OrigDst, local: Option<So
         return Err(Error::new(&code::RECURSIVE_CALL, format!("attempted recursive call to {original}")));
     }
     let source = pod.shared.mesh.wait_local(&pod.local, LOCAL_LIMIT).await?;
-    let identity = identity_of(&source)?;
+    let identity = source.identity()?;
     let route = resolve::route(&pod.shared.mesh.snapshot(), &source, original.addr(), &mut rand::rng())?;
     let plan = |hop, via, destination, service| Plan { hop, via, source: source.clone(), identity: identity.clone(), destination, service };
     Ok(match route {
@@ -66,7 +66,7 @@ async fn plan(pod: &Pod, client: ClientAddr, original: OrigDst, local: Option<So
             Protocol::TCP => plan(NextHop::new(upstream.addr), Via::Plain, Some(upstream.workload), upstream.service),
             Protocol::HBONE => {
                 let hop = NextHop::new(SocketAddr::new(upstream.addr.ip(), HBONE_PORT));
-                let via = Via::Tunnel { authority: upstream.addr.to_string(), destinations: accepted(&upstream)? };
+                let via = Via::Tunnel { authority: upstream.addr.to_string(), destinations: upstream.identities()? };
                 plan(hop, via, Some(upstream.workload), upstream.service)
             }
         },
@@ -75,28 +75,10 @@ async fn plan(pod: &Pod, client: ClientAddr, original: OrigDst, local: Option<So
                 Owner::Service(service) => Some(service),
                 Owner::Workload(_) => None,
             };
-            let via = Via::Tunnel { authority: original.to_string(), destinations: accepted(&waypoint)? };
+            let via = Via::Tunnel { authority: original.to_string(), destinations: waypoint.identities()? };
             plan(NextHop::new(waypoint.addr), via, Some(waypoint.workload), service)
         }
     })
-}
-
-/// The identity that a workload's certificate must have.
-pub(super) fn identity_of(workload: &Workload) -> Result<SpiffeId> {
-    SpiffeId::new(&workload.trust_domain, &workload.namespace, &workload.service_account)
-}
-
-/// The identities that may answer for an upstream: the workload's own first.
-fn accepted(upstream: &Upstream) -> Result<Vec<SpiffeId>> {
-    let mut ids = vec![identity_of(&upstream.workload)?];
-    for name in &upstream.subject_alt_names {
-        match name.parse() {
-            Ok(id) if !ids.contains(&id) => ids.push(id),
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "unusable subject alternative name of a service"),
-        }
-    }
-    Ok(ids)
 }
 
 async fn carry(pod: &Arc<Pod>, app: TcpStream, client: ClientAddr, original: OrigDst, plan: Plan) {

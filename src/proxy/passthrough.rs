@@ -37,7 +37,7 @@ pub(super) async fn serve(pod: Arc<Pod>, client_side: TcpStream) {
 async fn carry(pod: &Arc<Pod>, client_side: TcpStream, client: ClientAddr, original: OrigDst, workload: &Workload) {
     let mesh = pod.shared.mesh.snapshot();
     let source = mesh.workload_at(&NetworkAddress::new(pod.shared.settings.network.clone(), client.ip()));
-    let destination_id = super::outbound::identity_of(workload).ok();
+    let destination_id = workload.identity().ok();
     let facts = Facts {
         direction: Direction::Inbound,
         source: party(source.map(Arc::as_ref), None),

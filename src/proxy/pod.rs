@@ -73,11 +73,7 @@ impl Pod {
         let node = Some(&*self.shared.settings.node).filter(|node| !node.is_empty());
         // Asked of the workload as it is now: a policy that was attached since counts.
         let Some(workload) = mesh.local_workload(&self.local, node) else { return Some("workload not found".to_owned()) };
-        let identity = subject.identity.as_ref().map(|id| policy::Peer {
-            trust_domain: &id.trust_domain,
-            namespace: &id.namespace,
-            service_account: &id.service_account,
-        });
+        let identity = subject.identity.as_ref().map(policy::Peer::from);
         let connection = policy::Connection { source: subject.source, destination: subject.destination, identity };
         match policy::evaluate(&mesh, workload, &connection) {
             Verdict::Allowed { .. } => None,
@@ -279,7 +275,7 @@ async fn prefetch(pod: Arc<Pod>, mut drain: drain::Watch) {
     };
     tokio::select! {
         workload = known => {
-            let fetched = outbound::identity_of(&workload).and_then(|id| pod.shared.certificates.prefetch(pod.identity.get_or_init(|| id)));
+            let fetched = workload.identity().and_then(|id| pod.shared.certificates.prefetch(pod.identity.get_or_init(|| id)));
             if let Err(error) = fetched {
                 tracing::warn!(pod = %pod.local, %error, "no certificate can be had");
             }

@@ -48,10 +48,6 @@ impl Local {
 /// `BAD_FILE` with line and column if it is not YAML, has keys that no local file has, or is broken in too many places.
 pub fn parse(name: &str, text: &str) -> Result<Local> {
     let bad_file = |error: &serde_saphyr::Error| Error::new(&code::BAD_FILE, format!("{name}: {}", described(error)));
-    // YAML that is broken as such is nobody's fault in particular.
-    if let Err(error) = read::<IgnoredAny>(text) {
-        return Err(bad_file(&error));
-    }
     let mut skipped = BTreeSet::new();
     let mut refused = Vec::new();
     let mut unusable_policies = Vec::new();
@@ -66,6 +62,12 @@ pub fn parse(name: &str, text: &str) -> Result<Local> {
                 return Ok(local);
             }
             Err(error) => {
+                // YAML that is broken as such is no single resource's fault.
+                if refused.is_empty()
+                    && let Err(error) = read::<IgnoredAny>(text)
+                {
+                    return Err(bad_file(&error));
+                }
                 let Some(place) = at.filter(|_| refused.len() < MAX_REFUSED) else { return Err(bad_file(&error)) };
                 let names = names(text, place);
                 let reason = described(&error);

@@ -107,6 +107,11 @@ fn parse_named(file: &str, text: &str) -> Result<Loaded> {
 /// What all elements have.
 pub(super) trait Named {
     fn name(&self) -> (&str, &str);
+
+    /// What else no two may have.
+    fn also_unique(&self) -> Option<String> {
+        None
+    }
 }
 
 macro_rules! named {
@@ -119,7 +124,17 @@ macro_rules! named {
     };
 }
 
-named!(Pod, Service, Policy);
+named!(Pod, Policy);
+
+impl Named for Service {
+    fn name(&self) -> (&str, &str) {
+        (&self.namespace, &self.name)
+    }
+
+    fn also_unique(&self) -> Option<String> {
+        Some(format!("{}/{}", self.namespace, self.effective_hostname()))
+    }
+}
 
 struct Sieve<'a> {
     file: &'a str,
@@ -129,7 +144,7 @@ struct Sieve<'a> {
 
 impl Sieve<'_> {
     fn keep_good<T: Named>(&mut self, kind: Kind, elements: Vec<Element<T>>, check: fn(&T) -> check::Verdict) -> Vec<T> {
-        let mut seen = HashSet::new();
+        let (mut seen, mut others) = (HashSet::new(), HashSet::new());
         let mut good = Vec::with_capacity(elements.len());
         for (index, element) in elements.into_iter().enumerate() {
             match element {
@@ -137,9 +152,10 @@ impl Sieve<'_> {
                 Element::Good { value, place } => {
                     let (namespace, name) = value.name();
                     let key = (namespace.to_owned(), name.to_owned());
-                    let verdict = check(&value).and_then(|()| match seen.insert(key.clone()) {
-                        true => Ok(()),
-                        false => Err("a second one of that name; the first is used".to_owned()),
+                    let verdict = check(&value).and_then(|()| match (seen.insert(key.clone()), value.also_unique()) {
+                        (false, _) => Err("a second one of that name; the first is used".to_owned()),
+                        (true, Some(other)) if !others.insert(other.clone()) => Err(format!("{other} is another one's; the first is used")),
+                        (true, _) => Ok(()),
                     });
                     match verdict {
                         Ok(()) => good.push(value),

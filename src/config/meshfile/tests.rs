@@ -96,6 +96,7 @@ services:
   - {name: c.d, ports: {80: 80}}
   - {name: e, ports: {80: 70000}}
   - {name: ok, ports: {80: 80}}
+  - {name: f, hostname: ok.default.svc.cluster.local, ports: {80: 80}}
 policies:
   - {name: a, action: Deny, global: true, selector: {app: x}}
   - {name: b, action: Audit}
@@ -107,9 +108,9 @@ policies:
     let loaded = parse(text).unwrap();
     assert_eq!(loaded.mesh.services.iter().map(|service| service.name.as_str()).collect::<Vec<_>>(), ["ok"]);
     assert_eq!(loaded.mesh.policies.iter().map(|policy| policy.name.as_str()).collect::<Vec<_>>(), ["ok"]);
-    assert_eq!(loaded.rejected.len(), 9, "{:?}", loaded.rejected);
+    assert_eq!(loaded.rejected.len(), 10, "{:?}", loaded.rejected);
     let lines: Vec<_> = loaded.rejected.iter().map(|error| error.detail().split(':').nth(1).unwrap()).collect();
-    assert_eq!(lines, ["3", "4", "5", "6", "9", "10", "11", "12", "13"]);
+    assert_eq!(lines, ["3", "4", "5", "6", "8", "10", "11", "12", "13", "14"]);
 }
 
 #[test]
