@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::shutdown::Signals;
 use crate::admin::{self, Admin};
-use crate::base::{Error, Result, code, drain};
+use crate::base::{Code, Error, Result, code, drain};
 use crate::config::settings::{Ca, LocalXds, Server, Settings};
 use crate::config::{Env, settings};
 use crate::identity::{Authority, CertificateStore, FakeAuthority, FakeRoot, GrpcAuthority, GrpcAuthoritySettings};
@@ -110,12 +110,12 @@ fn authority(settings: &Settings) -> Result<Arc<dyn Authority>> {
         Ca::Fake(root) => Arc::new(FakeAuthority::load(&FakeRoot::parse(root.as_deref())?)?),
         Ca::Server(server) => {
             let options = GrpcAuthoritySettings { lifetime: settings.secret_ttl, ..GrpcAuthoritySettings::default() };
-            Arc::new(GrpcAuthority::new(channel(settings, server)?, options))
+            Arc::new(GrpcAuthority::new(channel(settings, server, &code::CA_UNAVAILABLE)?, options))
         }
     })
 }
 
-fn channel(settings: &Settings, server: &Server) -> Result<Channel> {
+fn channel(settings: &Settings, server: &Server, unreachable: &'static Code) -> Result<Channel> {
     Channel::new(ChannelSettings {
         address: server.address.clone(),
         root: RootSource::parse(&server.root),
@@ -123,6 +123,7 @@ fn channel(settings: &Settings, server: &Server) -> Result<Channel> {
         token: TokenSource::parse(server.token.as_deref()),
         cluster_id: settings.cluster.to_string(),
         headers: server.headers.clone().into_iter().collect(),
+        unreachable,
     })
 }
 
@@ -182,7 +183,7 @@ fn start_xds(
         synced.send_replace(true);
         return Ok(synced_view);
     };
-    let channel = channel(settings, server)?;
+    let channel = channel(settings, server, &code::XDS_UNREACHABLE)?;
     let (report, mut progress) = watch::channel(xds::Progress::default());
     let client = xds::run(client_settings(settings), mesh.clone(), channel, report, Arc::new(XdsMetrics(metrics.clone())), drain.clone());
     tokio::spawn(client);
@@ -195,7 +196,7 @@ fn start_xds(
                 synced.send_replace(true);
                 return;
             }
-            readiness.waits(STATE, format!("waits for {} at {address}", now.waiting_for().unwrap_or_default()));
+            readiness.waits(STATE, format!("waits for {}", now.waiting_for(&address).unwrap_or_default()));
             if progress.changed().await.is_err() {
                 return;
             }
