@@ -7,4 +7,5 @@ mod common;
 mod agent;
 mod certificates;
 mod control_plane;
+mod shutdown;
 mod tools;

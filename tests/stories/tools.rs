@@ -4,13 +4,14 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::Value;
 use warren::demo::pod::{ECHO_PORT, ONCE_PORT, Outcome};
 use warren::demo::story::mesh::{LogMark, Mesh, Port, text};
+use warren::demo::wait::wait_for;
 use warren::net::NetNs;
 
 use crate::common::WARREN;
@@ -141,19 +142,12 @@ impl Held {
     pub(crate) fn assert_alive(&mut self, when: &str) {
         self.echo("still there?").unwrap_or_else(|error| panic!("the connection is lost {when}: {error}"));
     }
-
-    /// Waits for its end: `Ok` for an orderly one.
-    pub(crate) fn wait_for_end(&mut self) -> io::Result<()> {
-        match self.0.read(&mut [0])? {
-            0 => Ok(()),
-            _ => Err(io::Error::other("data that nobody sent")),
-        }
-    }
 }
 
 /// Short connections from a pod, one after the other, until asked how that went.
 pub(crate) struct Traffic {
     stop: Arc<AtomicBool>,
+    count: Arc<AtomicUsize>,
     thread: JoinHandle<Flow>,
 }
 
@@ -172,18 +166,28 @@ impl Traffic {
         let netns = mesh.lab().pod(pod).expect("a pod of the lab").netns.clone();
         let to = SocketAddr::from((mesh.lab().pod(to).expect("a pod of the lab").ip(), ONCE_PORT));
         let stop = Arc::new(AtomicBool::new(false));
-        let asked = stop.clone();
+        let count = Arc::new(AtomicUsize::new(0));
+        let (asked, counted) = (stop.clone(), count.clone());
         let thread = std::thread::spawn(move || {
             let mut flow = Flow::default();
             while !asked.load(Ordering::Relaxed) {
                 match once(&netns, to) {
                     Ok(()) => flow.good += 1,
-                    Err(error) => flow.bad.push(format!("after {} good ones: {error}", flow.good)),
+                    Err(error) if flow.bad.len() < 1000 => flow.bad.push(format!("after {} good ones: {error}", flow.good)),
+                    Err(_) => {}
                 }
+                counted.fetch_add(1, Ordering::Relaxed);
             }
             flow
         });
-        Self { stop, thread }
+        Self { stop, count, thread }
+    }
+
+    /// Waits until that many more connections have been made.
+    pub(crate) fn wait_for_more(&self, connections: usize) {
+        let wanted = self.count.load(Ordering::Relaxed) + connections;
+        let done = || (self.count.load(Ordering::Relaxed) >= wanted).then_some(());
+        wait_for(LIMIT, "more connections", done).unwrap_or_else(|error| panic!("{error}"));
     }
 
     /// Ends it; none may have failed.

@@ -84,6 +84,15 @@ impl Mesh {
         Ok(self.children.remove(at))
     }
 
+    /// Gives a child another name: what is said of that name is said of it from now on.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn rename(&mut self, name: &str, other: &str) -> Result<()> {
+        self.child(name)?.rename(other);
+        Ok(())
+    }
+
     /// Kills a child with SIGKILL.
     ///
     /// # Errors
