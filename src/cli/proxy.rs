@@ -110,13 +110,16 @@ fn authority(settings: &Settings) -> Result<Arc<dyn Authority>> {
         Ca::Fake(root) => Arc::new(FakeAuthority::load(&FakeRoot::parse(root.as_deref())?)?),
         Ca::Server(server) => {
             let options = GrpcAuthoritySettings { lifetime: settings.secret_ttl, ..GrpcAuthoritySettings::default() };
-            Arc::new(GrpcAuthority::new(channel(settings, server, &code::CA_UNAVAILABLE)?, options))
+            Arc::new(GrpcAuthority::new(
+                channel(settings, server, "CA_ADDRESS, ALT_CA_HOSTNAME, CA_HEADER_*", &code::CA_UNAVAILABLE)?,
+                options,
+            ))
         }
     })
 }
 
-fn channel(settings: &Settings, server: &Server, unreachable: &'static Code) -> Result<Channel> {
-    Channel::new(ChannelSettings {
+fn channel(settings: &Settings, server: &Server, names: &str, unreachable: &'static Code) -> Result<Channel> {
+    let channel = Channel::new(ChannelSettings {
         address: server.address.clone(),
         root: RootSource::parse(&server.root),
         alternative_name: server.alt_hostname.clone(),
@@ -124,7 +127,9 @@ fn channel(settings: &Settings, server: &Server, unreachable: &'static Code) -> 
         cluster_id: settings.cluster.to_string(),
         headers: server.headers.clone().into_iter().collect(),
         unreachable,
-    })
+    });
+    // What is wrong may be in any of these variables; the cause says which kind of value it is.
+    channel.map_err(|error| Error::caused(error.code(), names, error))
 }
 
 fn load_local(settings: &Settings, mesh: &MeshStore) -> Result<()> {
@@ -183,7 +188,7 @@ fn start_xds(
         synced.send_replace(true);
         return Ok(synced_view);
     };
-    let channel = channel(settings, server, &code::XDS_UNREACHABLE)?;
+    let channel = channel(settings, server, "XDS_ADDRESS, ALT_XDS_HOSTNAME, XDS_HEADER_*", &code::XDS_UNREACHABLE)?;
     let (report, mut progress) = watch::channel(xds::Progress::default());
     let client = xds::run(client_settings(settings), mesh.clone(), channel, report, Arc::new(XdsMetrics(metrics.clone())), drain.clone());
     tokio::spawn(client);

@@ -4,8 +4,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod admin;
 mod agent;
 mod certificates;
 mod control_plane;
+mod malformed;
 mod shutdown;
 mod tools;

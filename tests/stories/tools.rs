@@ -1,5 +1,7 @@
 //! What the stories share: a mesh that runs, connections from inside pods, and pages read as an operator reads them.
 
+pub(crate) mod page;
+
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
