@@ -434,6 +434,7 @@ async fn a_nodes_own_clients_understand_it() {
         token: tls::TokenSource::File(plane.state("tokens/n1")),
         cluster_id: "Kubernetes".to_owned(),
         headers: Vec::new(),
+        unreachable: &code::CA_UNAVAILABLE,
     })
     .unwrap();
 

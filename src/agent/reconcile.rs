@@ -159,7 +159,12 @@ impl<R: Redirect + 'static> Reconciler<R> {
     /// One step for every pod that is due.
     async fn work(&mut self) {
         let now = Instant::now();
-        let due: Vec<Task> = self.pods.values().filter(|tracked| tracked.due <= now).map(|tracked| tracked.task.clone()).collect();
+        let mut due = Vec::new();
+        for (uid, tracked) in self.pods.iter_mut().filter(|(_, tracked)| tracked.due <= now) {
+            // Before the step looks: what the proxy says during it is news, and wakes the pod again.
+            tracked.seen = self.proxies.served(uid);
+            due.push(tracked.task.clone());
+        }
         let steps = due.into_iter().map(|task| {
             let (redirect, proxies, drain) = (self.redirect.clone(), self.proxies.clone(), self.settings.drain);
             async move { task.step(&*redirect, &proxies, drain).await }
@@ -175,7 +180,6 @@ impl<R: Redirect + 'static> Reconciler<R> {
         let Some(tracked) = self.pods.get_mut(&uid) else { return };
         let (name, now) = (task.name(), Instant::now());
         tracked.task = task;
-        tracked.seen = self.proxies.served(&uid);
         let mut line = String::new();
         match outcome {
             Outcome::Step(text) => {

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::shutdown::Signals;
 use crate::admin::{self, Admin};
-use crate::base::{Error, Result, code, drain};
+use crate::base::{Code, Error, Result, code, drain};
 use crate::config::settings::{Ca, LocalXds, Server, Settings};
 use crate::config::{Env, settings};
 use crate::identity::{Authority, CertificateStore, FakeAuthority, FakeRoot, GrpcAuthority, GrpcAuthoritySettings};
@@ -110,20 +110,26 @@ fn authority(settings: &Settings) -> Result<Arc<dyn Authority>> {
         Ca::Fake(root) => Arc::new(FakeAuthority::load(&FakeRoot::parse(root.as_deref())?)?),
         Ca::Server(server) => {
             let options = GrpcAuthoritySettings { lifetime: settings.secret_ttl, ..GrpcAuthoritySettings::default() };
-            Arc::new(GrpcAuthority::new(channel(settings, server)?, options))
+            Arc::new(GrpcAuthority::new(
+                channel(settings, server, "CA_ADDRESS, ALT_CA_HOSTNAME, CA_HEADER_*", &code::CA_UNAVAILABLE)?,
+                options,
+            ))
         }
     })
 }
 
-fn channel(settings: &Settings, server: &Server) -> Result<Channel> {
-    Channel::new(ChannelSettings {
+fn channel(settings: &Settings, server: &Server, names: &str, unreachable: &'static Code) -> Result<Channel> {
+    let channel = Channel::new(ChannelSettings {
         address: server.address.clone(),
         root: RootSource::parse(&server.root),
         alternative_name: server.alt_hostname.clone(),
         token: TokenSource::parse(server.token.as_deref()),
         cluster_id: settings.cluster.to_string(),
         headers: server.headers.clone().into_iter().collect(),
-    })
+        unreachable,
+    });
+    // What is wrong may be in any of these variables; the cause says which kind of value it is.
+    channel.map_err(|error| Error::caused(error.code(), names, error))
 }
 
 fn load_local(settings: &Settings, mesh: &MeshStore) -> Result<()> {
@@ -182,7 +188,7 @@ fn start_xds(
         synced.send_replace(true);
         return Ok(synced_view);
     };
-    let channel = channel(settings, server)?;
+    let channel = channel(settings, server, "XDS_ADDRESS, ALT_XDS_HOSTNAME, XDS_HEADER_*", &code::XDS_UNREACHABLE)?;
     let (report, mut progress) = watch::channel(xds::Progress::default());
     let client = xds::run(client_settings(settings), mesh.clone(), channel, report, Arc::new(XdsMetrics(metrics.clone())), drain.clone());
     tokio::spawn(client);
@@ -195,7 +201,7 @@ fn start_xds(
                 synced.send_replace(true);
                 return;
             }
-            readiness.waits(STATE, format!("waits for {} at {address}", now.waiting_for().unwrap_or_default()));
+            readiness.waits(STATE, format!("waits for {}", now.waiting_for(&address).unwrap_or_default()));
             if progress.changed().await.is_err() {
                 return;
             }

@@ -9,6 +9,9 @@ use tokio::sync::Semaphore;
 
 use crate::base::drain::{Mode, Watch};
 
+/// Connections taken from the kernel's queue when the drain starts: more come in than this only if a client never pauses.
+const QUEUED: usize = 1024;
+
 /// Accepts until the drain starts; each connection is a task that ends with its work or when the drain's time is over.
 ///
 /// `permits` bounds the connections that are open at once: at the bound new ones wait in the kernel's queue.
@@ -17,37 +20,50 @@ where
     F: Fn(TcpStream) -> Fut,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    loop {
+    let start = |stream, permit, mut drain: Watch| {
+        // On the heap: moved into the task's select, the compiler would keep room for it twice.
+        let work = Box::pin(serve(stream));
+        tokio::spawn(async move {
+            let _permit = permit;
+            tokio::select! {
+                () = work => {}
+                () = drain.ended() => {}
+            }
+        });
+    };
+    let mode = loop {
         let next = async {
             let permit = permits.clone().acquire_owned().await.ok()?;
             Some((listener.accept().await, permit))
         };
         let accepted = tokio::select! {
             accepted = next => accepted,
-            _ = drain.started() => return,
+            mode = drain.started() => break mode,
         };
         match accepted {
-            Some((Ok((stream, _)), permit)) => {
-                // On the heap: moved into the task's select, the compiler would keep room for it twice.
-                let work = Box::pin(serve(stream));
-                let mut drain = drain.clone();
-                tokio::spawn(async move {
-                    let _permit = permit;
-                    tokio::select! {
-                        () = work => {}
-                        () = drain.ended() => {}
-                    }
-                });
-            }
+            Some((Ok((stream, _)), permit)) => start(stream, permit, drain.clone()),
             Some((Err(error), _permit)) => {
                 // Out of descriptors or memory: at once again would spin.
                 tracing::warn!(%error, "cannot accept");
                 tokio::select! {
                     () = tokio::time::sleep(Duration::from_millis(100)) => {}
-                    mode = drain.started() => if mode != Mode::Running { return },
+                    mode = drain.started() => break mode,
                 }
             }
             None => return,
+        }
+    };
+    if mode != Mode::Graceful {
+        return;
+    }
+    // Clients in the kernel's queue are connected already: closing the listener would reset them. They are taken from it
+    // directly, the runtime may not have heard of them yet.
+    let Ok(listener) = listener.into_std() else { return };
+    for _ in 0..QUEUED {
+        let Ok(permit) = permits.clone().try_acquire_owned() else { return };
+        let Ok((stream, _)) = listener.accept() else { return };
+        if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+            start(stream, permit, drain.clone());
         }
     }
 }

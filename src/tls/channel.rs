@@ -14,7 +14,7 @@ use tower::Service;
 
 use super::connector::{Target, server_name};
 use super::{RootSource, TokenSource};
-use crate::base::{Error, Result, code};
+use crate::base::{Code, Error, Result, code};
 
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_LIMIT: Duration = Duration::from_secs(10);
@@ -34,6 +34,8 @@ pub struct ChannelSettings {
     pub cluster_id: String,
     /// More headers (`CA_HEADER_*`, `XDS_HEADER_*`); names in any case.
     pub headers: Vec<(String, String)>,
+    /// What it means when nobody answers at the address: it depends on what is asked for there.
+    pub unreachable: &'static Code,
 }
 
 /// A lazy, self-reconnecting channel for generated clients. Clones share the connection.
@@ -60,7 +62,7 @@ impl Channel {
         let alternative = settings.alternative_name.as_deref().filter(|name| !name.is_empty()).map(server_name).transpose()?;
         // Only its form is checked here: names are resolved at each connect.
         server_name(&host)?;
-        let target = Arc::new(Target { host, port, root: settings.root, alternative });
+        let target = Arc::new(Target { host, port, root: settings.root, alternative, unreachable: settings.unreachable });
         let connector = tower::service_fn(move |_: Uri| {
             let target = target.clone();
             async move { target.connect().await }

@@ -92,6 +92,7 @@ fn settings(address: SocketAddr, root: RootSource) -> ChannelSettings {
         token: TokenSource::Literal("secret".to_owned()),
         cluster_id: "Kubernetes".to_owned(),
         headers: vec![("X-Extra".to_owned(), "1".to_owned())],
+        unreachable: &code::XDS_UNREACHABLE,
     }
 }
 
@@ -167,7 +168,7 @@ async fn a_control_plane_that_is_away_is_named() {
     let (address, pem, _) = server().await;
     let nobody = SocketAddr::new(address.ip(), 1);
     let error = call(&Channel::new(settings(nobody, RootSource::Pem(pem))).unwrap()).await.unwrap_err();
-    assert_eq!(error.code().id, code::DESTINATION_REFUSED.id);
+    assert_eq!(error.code().id, code::XDS_UNREACHABLE.id);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 use super::RootSource;
 use super::failure::from_handshake;
 use crate::base::addr::NextHop;
-use crate::base::{Error, Result, code, deadline};
+use crate::base::{Code, Error, Result, code, deadline};
 use crate::net::socket::{Keepalive, SocketFactory};
 
 /// Bound of resolving the name, of each TCP connect, and of the TLS handshake.
@@ -36,6 +36,8 @@ pub(super) struct Target {
     pub(super) port: u16,
     pub(super) root: RootSource,
     pub(super) alternative: Option<ServerName<'static>>,
+    /// What it means when nobody answers there.
+    pub(super) unreachable: &'static Code,
 }
 
 impl Target {
@@ -75,19 +77,17 @@ impl Target {
         let sockets = SocketFactory { netns: None, mark: None, reuse_port: false, keepalive: Some(KEEPALIVE) };
         let place = format!("{}:{}", self.host, self.port);
         let host = self.host.trim_start_matches('[').trim_end_matches(']');
-        let addresses =
-            deadline(CONNECT_LIMIT, &code::CONNECT_TIMEOUT, format!("resolving {place}"), tokio::net::lookup_host((host, self.port)))
-                .await?
-                .map_err(|error| Error::caused(&code::DESTINATION_UNREACHABLE, format!("resolving {place}"), error))?;
-        let mut last = Error::new(&code::DESTINATION_UNREACHABLE, format!("{place}: the name has no address"));
+        let lookup = tokio::net::lookup_host((host, self.port));
+        let addresses = deadline(CONNECT_LIMIT, self.unreachable, format!("resolving {place}"), lookup)
+            .await?
+            .map_err(|error| Error::caused(self.unreachable, format!("resolving {place}"), error))?;
+        let mut last = Error::new(self.unreachable, format!("{place}: the name has no address"));
         for address in addresses.take(MAX_ADDRESSES) {
+            let what = if address.to_string() == place { place.clone() } else { format!("{place} ({address})") };
             let connect = sockets.connect(NextHop::new(address), None);
-            last = match deadline(CONNECT_LIMIT, &code::CONNECT_TIMEOUT, format!("connecting to {place} ({address})"), connect).await {
+            last = match deadline(CONNECT_LIMIT, self.unreachable, format!("connecting to {what}"), connect).await {
                 Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-                    Error::caused(&code::DESTINATION_REFUSED, format!("connecting to {place} ({address})"), error)
-                }
-                Ok(Err(error)) => Error::caused(&code::DESTINATION_UNREACHABLE, format!("connecting to {place} ({address})"), error),
+                Ok(Err(error)) => Error::caused(self.unreachable, format!("connecting to {what}"), error),
                 Err(timeout) => timeout,
             };
         }

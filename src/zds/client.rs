@@ -77,7 +77,9 @@ impl<S: Serve> Client<S> {
             let (end, was_complete) = self.session(&mut drain, &mut retry).await;
             let error = match end {
                 Ok(End::Draining) => return self.pods.into_server(),
-                Ok(End::Closed) => Error::new(&code::ZDS_UNREACHABLE, "the node agent closed the session"),
+                Ok(End::Closed) => {
+                    Error::new(&code::ZDS_UNREACHABLE, format!("{}: the node agent closed the session", self.path.display()))
+                }
                 Err(error) => error,
             };
             if was_complete {

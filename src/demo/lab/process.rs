@@ -82,6 +82,11 @@ impl Child {
         &self.name
     }
 
+    /// Changes that name; the log stays where it is.
+    pub fn rename(&mut self, name: &str) {
+        name.clone_into(&mut self.name);
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.id()

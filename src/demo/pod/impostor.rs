@@ -46,6 +46,7 @@ pub async fn impersonate(wanted: Impostor) -> Result<()> {
         token: TokenSource::File(wanted.token),
         cluster_id: String::new(),
         headers: Vec::new(),
+        unreachable: &code::CA_UNAVAILABLE,
     })?;
     let id: SpiffeId = format!("spiffe://cluster.local/ns/default/sa/{}", wanted.account).parse()?;
     let authority = GrpcAuthority::new(channel, GrpcAuthoritySettings::default());

@@ -1,5 +1,7 @@
 //! The live mesh: lab, applications and all roles as child processes, driven through the mesh file.
 
+mod roles;
+
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -28,8 +30,17 @@ pub const STOLEN: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 66);
 /// For something that takes a fraction of it.
 const PATIENCE: Duration = Duration::from_secs(15);
 const CONTROL_PORT: u16 = 15012;
-const ADMIN_PORT: u16 = 15000;
-const READY_PORT: u16 = 15021;
+
+/// Where the health of a node's proxy is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// 15000, for operators.
+    Admin = 15000,
+    /// 15020, for Prometheus.
+    Stats = 15020,
+    /// 15021, for kubelet.
+    Ready = 15021,
+}
 
 /// Everything that runs.
 #[derive(Debug)]
@@ -47,6 +58,23 @@ impl Mesh {
     /// # Errors
     /// The machine does not allow it, or a child does not come up.
     pub fn start(dir: &Path, program: &Path) -> Result<Self> {
+        let mut mesh = Self::without_roles(dir, program)?;
+        mesh.start_control()?;
+        for node in 1..=2 {
+            mesh.start_agent(node, &[])?;
+            mesh.start_proxy(node, &[])?;
+        }
+        for node in 1..=2 {
+            mesh.wait_until_ready(node)?;
+        }
+        Ok(mesh)
+    }
+
+    /// Builds the lab in `dir` and starts the applications: control plane, agents and proxies are the caller's to start.
+    ///
+    /// # Errors
+    /// The machine does not allow it, or a child does not come up.
+    pub fn without_roles(dir: &Path, program: &Path) -> Result<Self> {
         let pods = [
             PodSpec { name: "client", node: 1, hosts: &[10] },
             PodSpec { name: "local", node: 1, hosts: &[20] },
@@ -57,19 +85,13 @@ impl Mesh {
         let file = mesh_file(&lab);
         let mut mesh = Self { lab, program: program.to_owned(), file, children: Vec::new(), started: 0 };
         mesh.write()?;
-        for pod in ["server", "local", "outside"] {
+        let apps = ["server", "local", "outside"];
+        for pod in apps {
             let place = mesh.lab.pod(pod)?.clone();
             mesh.start_child(&place, &format!("app-{pod}"), &["demo-pod", "serve"], &[])?;
         }
-        mesh.start_control()?;
-        for node in 1..=2 {
-            mesh.start_node(node)?;
-        }
-        for app in ["app-server", "app-local", "app-outside"] {
-            mesh.child(app)?.wait_for_output("listening", PATIENCE)?;
-        }
-        for node in 1..=2 {
-            mesh.until(PATIENCE, &format!("the proxy of node{node} is ready"), |mesh| mesh.ready(node).then_some(()))?;
+        for pod in apps {
+            mesh.child(&format!("app-{pod}"))?.wait_for_output("listening", PATIENCE)?;
         }
         Ok(mesh)
     }
@@ -228,61 +250,22 @@ impl Mesh {
         Ok(format!("https://{}:{CONTROL_PORT}", self.lab.node(1)?.ip()))
     }
 
-    /// Ends everything, last started first: agents take their rules back while the proxies still serve.
-    pub fn stop(self) {
-        let (proxies, mut others): (Vec<Child>, Vec<Child>) =
-            self.children.into_iter().partition(|child| child.name().starts_with("proxy-"));
-        while let Some(child) = others.pop() {
-            child.stop(Duration::from_secs(3));
-        }
-        for proxy in proxies {
-            proxy.stop(Duration::from_secs(3));
-        }
+    /// Waits until a node's proxy says that it is ready.
+    ///
+    /// # Errors
+    /// It does not within a bounded time.
+    pub fn wait_until_ready(&mut self, node: u8) -> Result<()> {
+        self.until(PATIENCE, &format!("the proxy of node{node} is ready"), |mesh| mesh.ready(node).then_some(()))
     }
 
-    fn start_control(&mut self) -> Result<()> {
-        let node = self.lab.node(1)?.clone();
-        let (source, state) = (format!("file:{}", self.mesh_file().display()), self.state_dir().display().to_string());
-        let (listen, san) = (format!("{}:{CONTROL_PORT}", node.ip()), node.ip().to_string());
-        let arguments = ["control", "--source", &source, "--listen", &listen, "--state-dir", &state, "--san", &san];
-        self.start_child(&node, "control", &arguments, &[])?;
-        let listen = SocketAddr::from((node.ip(), CONTROL_PORT));
-        self.until(PATIENCE, "the control plane listens", |_| {
-            let connected = node.netns.run(|| TcpStream::connect_timeout(&listen, Duration::from_millis(200)));
-            connected.ok()?.ok().map(drop)
-        })
+    /// The token that names a node to the control plane.
+    pub fn token(&self, node: u8) -> PathBuf {
+        self.state_dir().join("tokens").join(format!("node{node}"))
     }
 
-    fn start_node(&mut self, number: u8) -> Result<()> {
-        let node = self.lab.node(number)?.clone();
-        let (source, socket) = (format!("file:{}", self.mesh_file().display()), self.lab.dir().join(format!("zds-{}.sock", node.name)));
-        let socket = socket.display().to_string();
-        // The demo's connections have ended when a pod leaves: nothing has to be waited for long.
-        let agent = ["agent", "--source", &source, "--node", &node.name, "--zds-socket", &socket, "--drain", "2"];
-        self.start_child(&node, &format!("agent-{}", node.name), &agent, &[])?;
-        let (address, state) = (self.control_address()?, self.state_dir());
-        let root = state.join("ca/root-cert.pem").display().to_string();
-        let token = state.join("tokens").join(&node.name).display().to_string();
-        let environment = [
-            ("NODE_NAME", node.name.as_str()),
-            ("INPOD_UDS", &socket),
-            ("XDS_ADDRESS", &address),
-            ("XDS_ROOT_CA", &root),
-            ("CA_ADDRESS", &address),
-            ("CA_ROOT_CA", &root),
-            ("AUTH_TOKEN", &token),
-            ("LOG_FORMAT", "json"),
-            ("ISTIO_META_DNS_CAPTURE", "false"),
-        ];
-        self.start_child(&node, &format!("proxy-{}", node.name), &["proxy"], &environment)
-    }
-
-    fn start_child(&mut self, place: &Place, name: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
-        let mut command = self.command();
-        command.args(arguments).envs(environment.iter().copied());
-        let child = self.lab.start(place, name, command)?;
-        self.children.push(child);
-        Ok(())
+    /// The socket of a node's agent.
+    pub fn zds_socket(&self, node: u8) -> PathBuf {
+        self.lab.dir().join(format!("zds-node{node}.sock"))
     }
 
     /// The program with an environment that does not depend on the caller's.
@@ -295,7 +278,11 @@ impl Mesh {
         command
     }
 
-    fn child(&mut self, name: &str) -> Result<&mut Child> {
+    /// The running child of that name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn child(&mut self, name: &str) -> Result<&mut Child> {
         let found = self.children.iter_mut().find(|child| child.name() == name);
         found.ok_or_else(|| Error::internal(format!("{name} is not a child")))
     }
@@ -305,8 +292,9 @@ impl Mesh {
         self.children.iter().find(|child| child.name() == name).map(Child::output).unwrap_or_default()
     }
 
-    fn ready(&self, node: u8) -> bool {
-        self.http(node, READY_PORT, "/healthz/ready").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    /// Whether a node's proxy says that it is ready.
+    pub fn ready(&self, node: u8) -> bool {
+        self.http(node, Port::Ready, "GET", "/healthz/ready").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
     }
 
     /// The admin API's answer on a node.
@@ -314,17 +302,21 @@ impl Mesh {
     /// # Errors
     /// It does not answer.
     pub fn admin(&self, node: u8, path: &str) -> Result<String> {
-        self.http(node, ADMIN_PORT, path)
+        self.http(node, Port::Admin, "GET", path)
             .map_err(|error| Error::caused(&code::DEMO_CHILD, format!("admin API of node{node}, {path}"), error))
     }
 
-    fn http(&self, node: u8, port: u16, path: &str) -> std::io::Result<String> {
+    /// What a node's proxy answers to an HTTP request: head and body.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn http(&self, node: u8, port: Port, method: &str, path: &str) -> std::io::Result<String> {
         let place = self.lab.node(node).map_err(std::io::Error::other)?;
         let limit = Duration::from_secs(2);
-        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port as u16));
         let mut stream = place.netns.run(|| TcpStream::connect_timeout(&to, limit))??;
         stream.set_read_timeout(Some(limit))?;
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())?;
+        stream.write_all(format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)

@@ -25,8 +25,8 @@ impl Progress {
         self.addresses && self.authorizations
     }
 
-    /// What is missing, in words.
-    pub fn waiting_for(&self) -> Option<String> {
+    /// What is missing from the control plane at `address`, and why, in words.
+    pub fn waiting_for(&self, address: &str) -> Option<String> {
         let what = match (self.addresses, self.authorizations) {
             (true, true) => return None,
             (false, true) => "addresses",
@@ -34,8 +34,8 @@ impl Progress {
             (false, false) => "addresses and policies",
         };
         Some(match &self.last_error {
-            Some(error) if !self.connected => format!("{what} from the control plane: {error}"),
-            _ => format!("{what} from the control plane"),
+            Some(error) if !self.connected => format!("{what} from the control plane at {address}: {error}"),
+            _ => format!("{what} from the control plane at {address}"),
         })
     }
 

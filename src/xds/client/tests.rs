@@ -188,10 +188,10 @@ async fn a_new_client_asks_for_everything_and_follows_changes() {
     assert_eq!(client.uids(), ["a", "b"]);
     let progress = client.until("addresses", |progress| progress.addresses).await;
     assert!(!progress.synced());
-    assert_eq!(progress.waiting_for().as_deref(), Some("policies from the control plane"));
+    assert_eq!(progress.waiting_for("here").as_deref(), Some("policies from the control plane at here"));
 
     stream.ask(response(AUTHORIZATION_TYPE, vec![policy("p", 0)])).await;
-    assert_eq!(client.until("both", Progress::synced).await.waiting_for(), None);
+    assert_eq!(client.until("both", Progress::synced).await.waiting_for("here"), None);
     assert!(client.store.snapshot().policy("ns/p").is_some());
 
     let before = client.store.snapshot().version();
@@ -301,8 +301,8 @@ async fn a_control_plane_that_is_down_at_the_start_is_waited_for() {
     let progress = client.until("a third attempt", |progress| progress.attempts > 2).await;
     let error = progress.last_error.clone().expect("an error");
     assert_eq!(error.code(), &code::XDS_UNREACHABLE);
-    let waiting = progress.waiting_for().expect("not ready");
-    assert!(waiting.starts_with("addresses and policies from the control plane: "), "{waiting}");
+    let waiting = progress.waiting_for("here").expect("not ready");
+    assert!(waiting.starts_with("addresses and policies from the control plane at here: "), "{waiting}");
     assert_eq!(client.heard.0.lock()[0], "ConnectionError");
 
     socket.listen(16).expect("listens");
@@ -372,6 +372,7 @@ async fn the_channel_to_the_control_plane_fits() {
         token: crate::tls::TokenSource::None,
         cluster_id: String::new(),
         headers: vec![],
+        unreachable: &code::XDS_UNREACHABLE,
     };
     let channel = crate::tls::channel::Channel::new(settings).expect("a channel");
     let (report, mut progress) = watch::channel(Progress::default());
