@@ -43,15 +43,15 @@ impl Count for crate::telemetry::tcp::Connection {
 /// A reset on one side is given to the other as a reset; that is an application's way to end, not an error.
 ///
 /// # Errors
-/// RELAY_FAILED when a side broke in any other way; both are then reset.
+/// RELAY_FAILED when a side broke in any other way; both are then reset, also when this is dropped before its end.
 pub(super) async fn tcp_to_tcp(client: &TcpStream, server: &TcpStream, count: &impl Count) -> Result<()> {
+    let torn = Torn([Some(client), Some(server)]);
     let result = tokio::try_join!(
         tcp_half(client, server, ["client", "destination"], |bytes| count.client_sent(bytes)),
         tcp_half(server, client, ["destination", "client"], |bytes| count.server_sent(bytes)),
     );
-    if result.is_err() {
-        reset(client);
-        reset(server);
+    if result.is_ok() {
+        torn.mended();
     }
     outcome(result.map(|_| ()))
 }
@@ -59,11 +59,12 @@ pub(super) async fn tcp_to_tcp(client: &TcpStream, server: &TcpStream, count: &i
 /// Copies between an application's socket and a tunnel stream until both directions have ended.
 ///
 /// A reset of the application resets the stream; a stream that did not end cleanly resets the application's socket:
-/// neither side may take a torn connection for a complete one.
+/// neither side may take a torn connection for a complete one. That holds also when this is dropped before its end.
 ///
 /// # Errors
 /// RELAY_FAILED when a side broke in any other way than a reset.
 pub(super) async fn tcp_to_tunnel(app: &TcpStream, stream: Stream, app_is: Side, count: &impl Count) -> Result<()> {
+    let torn = Torn([Some(app), None]);
     let (mut receive, mut send) = stream.into_split();
     let name = app_is.name();
     let up = async {
@@ -86,11 +87,27 @@ pub(super) async fn tcp_to_tunnel(app: &TcpStream, stream: Stream, app_is: Side,
         Ok(())
     };
     let result = tokio::try_join!(up, down);
-    if result.is_err() {
-        send.reset();
-        reset(app);
+    match result {
+        Ok(_) => torn.mended(),
+        Err(_) => send.reset(),
     }
     outcome(result.map(|_| ()))
+}
+
+/// Sockets that are reset unless both directions have ended well: a relay may also be dropped in the middle, by a policy
+/// or by a drain.
+struct Torn<'a>([Option<&'a TcpStream>; 2]);
+
+impl Torn<'_> {
+    fn mended(mut self) {
+        self.0 = [None, None];
+    }
+}
+
+impl Drop for Torn<'_> {
+    fn drop(&mut self) {
+        self.0.iter().copied().flatten().for_each(reset);
+    }
 }
 
 /// Which end of the connection a local application is.
