@@ -1,16 +1,17 @@
 //! Applications that the stories play themselves: sockets inside the pods, and what proxies say about them.
 
 use std::io::{self, Read};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
-use socket2::SockRef;
-use warren::config::meshfile::{Action, Policy, Rule};
+use socket2::{Domain, SockRef, Socket, Type};
+use warren::config::meshfile::{Action, MeshFile, Policy, Rule};
+use warren::demo::lab::Place;
 use warren::demo::pod::Outcome;
-use warren::demo::story::mesh::{LogMark, Mesh, text};
+use warren::demo::story::mesh::{LogMark, Mesh, STOLEN, text};
 use warren::demo::wait::wait_for;
 
 use crate::common::{WARREN, sandboxed};
@@ -107,11 +108,32 @@ pub(crate) struct Server {
 impl Server {
     /// Listens on `port` of a pod.
     pub(crate) fn start(mesh: &Mesh, pod: &str, port: u16) -> Self {
-        let addr = at(mesh, pod, port);
+        Self::start_at(mesh, pod, at(mesh, pod, port))
+    }
+
+    /// Listens on one of the addresses of a pod.
+    pub(crate) fn start_at(mesh: &Mesh, pod: &str, addr: SocketAddr) -> Self {
         let place = mesh.lab().pod(pod).expect("a pod of the lab");
         let listener = place.netns.run(|| TcpListener::bind(addr)).expect("the pod's namespace").expect("the port is free");
         listener.set_nonblocking(true).expect("a socket");
         Self { listener, addr }
+    }
+
+    /// Listens with a queue that is full: the kernel drops whoever comes.
+    pub(crate) fn full(place: &Place, on: SocketAddr) -> (Self, TcpStream) {
+        let made = place.netns.run(|| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM.cloexec(), None)?;
+            socket.bind(&on.into())?;
+            socket.listen(0)?;
+            // Over loopback where that is possible: it is never captured.
+            let own = if on.ip().is_unspecified() { SocketAddr::from((Ipv4Addr::LOCALHOST, on.port())) } else { on };
+            let queued = TcpStream::connect_timeout(&own, PATIENCE)?;
+            let more = TcpStream::connect_timeout(&own, Duration::from_millis(200));
+            assert_eq!(more.expect_err("the queue has one place").kind(), io::ErrorKind::TimedOut);
+            io::Result::Ok((socket, queued))
+        });
+        let (socket, queued) = made.expect("the namespace").expect("a listener");
+        (Self { listener: socket.into(), addr: SocketAddr::from((place.ip(), on.port())) }, queued)
     }
 
     /// The next connection, and who it says it is.
@@ -175,6 +197,15 @@ pub(crate) fn ends_by_reset(stream: &mut TcpStream) -> usize {
     }
 }
 
+/// Connects from inside a pod and is reset, at once or later, without having got a byte.
+pub(crate) fn is_reset(mesh: &Mesh, pod: &str, to: SocketAddr) {
+    match try_connect(mesh, pod, to) {
+        Ok(mut stream) => assert_eq!(ends_by_reset(&mut stream), 0, "{pod} to {to}"),
+        // Before connect() had returned.
+        Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{pod} to {to}"),
+    }
+}
+
 /// The first line with that code in the access log of a node since `mark`.
 pub(crate) fn line(mesh: &mut Mesh, node: u8, mark: &LogMark, code: &str) -> Value {
     let found = mesh.until(PATIENCE, &format!("the access log of node{node} says {code}"), |mesh| {
@@ -228,4 +259,34 @@ pub(crate) fn policy(action: Action, rule: Rule) -> Policy {
 /// The identity of a pod's account, as policies name it.
 pub(crate) fn principal(account: &str) -> Vec<String> {
     vec![format!("cluster.local/ns/default/sa/{account}")]
+}
+
+/// Makes the mesh believe that the second address of the pod `outside` is a workload called `vault`, in the mesh on a node
+/// that nobody serves; waits until the client's proxy believes it.
+pub(crate) fn stage_vault(mesh: &mut Mesh) -> SocketAddr {
+    let told = mesh.edit(|file| {
+        let mut vault = pod(file, "outside").clone();
+        vault.name = "vault".to_owned();
+        vault.service_account = "vault".to_owned();
+        vault.ips = vec![STOLEN.into()];
+        vault.node = "node3".to_owned();
+        vault.ambient = true;
+        file.pods.push(vault);
+    });
+    told.expect("the file can be written");
+    knows(mesh, "\"vault\"");
+    SocketAddr::from((STOLEN, warren::demo::pod::ECHO_PORT))
+}
+
+/// Waits until the client's proxy shows `text` in its state.
+pub(crate) fn knows(mesh: &mut Mesh, text: &str) {
+    let known = mesh.until(PATIENCE, &format!("the client's proxy knows {text}"), |mesh| {
+        mesh.admin(1, "/config_dump").ok()?.contains(text).then_some(())
+    });
+    known.expect("it is in the file");
+}
+
+/// A pod of the file.
+pub(crate) fn pod<'a>(file: &'a mut MeshFile, name: &str) -> &'a mut warren::config::meshfile::Pod {
+    file.pods.iter_mut().find(|pod| pod.name == name).expect("it is in the file")
 }

@@ -6,4 +6,5 @@
 mod common;
 
 mod apps;
+mod destinations;
 mod traffic;

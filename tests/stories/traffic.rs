@@ -173,10 +173,7 @@ fn a_service_leads_to_ready_endpoints_only() {
             });
         })
         .expect("the file can be written");
-        mesh.until(PATIENCE, "the client's proxy knows the service", |mesh| {
-            mesh.admin(1, "/config_dump").ok()?.contains("both.default.svc.cluster.local").then_some(())
-        })
-        .expect("it is in the file");
+        knows(mesh, "both.default.svc.cluster.local");
         let mut seen = [0; 2];
         let both = mesh.until(PATIENCE, "both are chosen", |mesh| {
             seen[pick(mesh)?] += 1;
@@ -184,7 +181,7 @@ fn a_service_leads_to_ready_endpoints_only() {
         });
         both.unwrap_or_else(|error| panic!("{error}: {seen:?}"));
 
-        mesh.edit(|file| set_ready(file, "local", false)).expect("the file can be written");
+        mesh.edit(|file| pod(file, "local").ready = false).expect("the file can be written");
         let only_one = mesh.until(PATIENCE, "only the ready one is chosen", |mesh| {
             let picked: Vec<_> = (0..20).map(|_| pick(mesh)).collect();
             picked.iter().all(|chosen| *chosen == Some(0)).then_some(())
@@ -284,8 +281,7 @@ fn an_open_connection_is_cut_when_it_is_no_longer_allowed() {
         let mark = mesh.log_mark();
         let pairs = (server.pair(mesh, "client"), server.pair(mesh, "local"));
         mesh.edit(|file| {
-            let pod = file.pods.iter_mut().find(|pod| pod.name == "server").expect("it is there");
-            pod.labels.insert("guarded".to_owned(), "yes".to_owned());
+            pod(file, "server").labels.insert("guarded".to_owned(), "yes".to_owned());
         })
         .expect("the file can be written");
         cut_and_kept(mesh, &mark, pairs);
@@ -399,8 +395,4 @@ fn is_over(stream: &TcpStream) -> bool {
 
 fn line_of(mesh: &mut Mesh, mark: &warren::demo::story::mesh::LogMark, code: &str) -> serde_json::Value {
     line(mesh, 2, mark, code)
-}
-
-fn set_ready(file: &mut warren::config::meshfile::MeshFile, name: &str, ready: bool) {
-    file.pods.iter_mut().filter(|pod| pod.name == name).for_each(|pod| pod.ready = ready);
 }
