@@ -1,6 +1,6 @@
 //! Applications that the stories play themselves: sockets inside the pods, and what proxies say about them.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
@@ -136,6 +136,10 @@ impl Server {
         (Self { listener: socket.into(), addr: SocketAddr::from((place.ip(), on.port())) }, queued)
     }
 
+    pub(crate) fn into_listener(self) -> TcpListener {
+        self.listener
+    }
+
     /// The next connection, and who it says it is.
     pub(crate) fn accept(&self) -> (TcpStream, SocketAddr) {
         wait_for(PATIENCE, "a connection arrives", || self.try_accept()).expect("in time")
@@ -214,6 +218,16 @@ pub(crate) fn line(mesh: &mut Mesh, node: u8, mark: &LogMark, code: &str) -> Val
     found.unwrap_or_else(|error| panic!("{error}; it says {:#?}", mesh.access_log(node, mark)))
 }
 
+/// So many lines of a node's access log have that code.
+pub(crate) fn count(mesh: &mut Mesh, node: u8, mark: &LogMark, code: &str, wanted: usize) {
+    let mut seen = 0;
+    let logged = mesh.until(PATIENCE, "all are logged", |mesh| {
+        seen = mesh.access_log(node, mark).iter().filter(|line| text(line, "code") == code).count();
+        (seen >= wanted).then_some(())
+    });
+    assert!(logged.is_ok() && seen == wanted, "{code} on node{node}: {seen} times, wanted {wanted}");
+}
+
 /// Resident memory of a node's proxy, bytes.
 pub(crate) fn memory(mesh: &Mesh, node: u8) -> u64 {
     let name = format!("proxy-node{node}");
@@ -221,6 +235,17 @@ pub(crate) fn memory(mesh: &Mesh, node: u8) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", proxy.pid())).expect("it runs");
     let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     kilobytes.expect("VmRSS") * 1024
+}
+
+/// A node's metrics page.
+pub(crate) fn metrics(mesh: &Mesh, node: u8) -> String {
+    let place = mesh.lab().node(node).expect("a node");
+    let connected = place.netns.run(|| TcpStream::connect((Ipv4Addr::LOCALHOST, 15020)));
+    let mut stream = patient(connected.expect("the namespace").expect("the proxy serves metrics")).expect("a socket");
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").expect("open");
+    let mut page = String::new();
+    stream.read_to_string(&mut page).expect("text");
+    page
 }
 
 /// Of both proxies.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use warren::agent::redirect::port;
 use warren::config::meshfile::Service;
 use warren::demo::pod::{ECHO_PORT, Outcome};
-use warren::demo::story::mesh::{LogMark, Mesh, text};
+use warren::demo::story::mesh::{Mesh, text};
 
 use crate::apps::*;
 
@@ -149,14 +149,4 @@ fn all_end_after_one_deadline(mesh: &Mesh, to: &[SocketAddr]) {
         }
     });
     assert!(start.elapsed() < ONE_DEADLINE, "{:?}", start.elapsed());
-}
-
-/// So many lines of a node's access log have that code.
-fn count(mesh: &mut Mesh, node: u8, mark: &LogMark, code: &str, wanted: usize) {
-    let mut seen = 0;
-    let logged = mesh.until(PATIENCE, "all are logged", |mesh| {
-        seen = mesh.access_log(node, mark).iter().filter(|line| text(line, "code") == code).count();
-        (seen >= wanted).then_some(())
-    });
-    assert!(logged.is_ok() && seen == wanted, "{code} on node{node}: {seen} times, wanted {wanted}");
 }

@@ -7,4 +7,6 @@ mod common;
 
 mod apps;
 mod destinations;
+mod hostile;
+mod peers;
 mod traffic;
