@@ -8,5 +8,6 @@ mod common;
 mod apps;
 mod destinations;
 mod hostile;
+mod many;
 mod peers;
 mod traffic;
