@@ -66,7 +66,7 @@ fn ten_thousand_idle_connections() {
 fn allowed() -> usize {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("up to the hard limit anybody may");
-    let allowed = usize::try_from(hard).unwrap_or(usize::MAX).saturating_sub(256) / 2;
+    let allowed = usize::try_from(hard).unwrap_or(usize::MAX).saturating_sub(256) / 3 * 2;
     if allowed < COUNT {
         println!("{hard} descriptors: {allowed} connections instead of {COUNT}");
     }
