@@ -38,6 +38,14 @@ pub(super) fn of_connection(doing: &str, error: h2::Error) -> Error {
         let reason = error.reason().unwrap_or(h2::Reason::NO_ERROR);
         return Error::new(&code::TUNNEL_BROKEN, format!("{doing}: the peer ended the tunnel: {reason:?}"));
     }
+    if error.is_go_away() && error.is_library() {
+        let reason = error.reason().unwrap_or(h2::Reason::PROTOCOL_ERROR);
+        return Error::caused(
+            &code::TUNNEL_BROKEN,
+            format!("{doing}: ended because the peer broke the rules of HTTP/2: {reason:?}"),
+            error,
+        );
+    }
     Error::caused(&code::TUNNEL_BROKEN, doing, error)
 }
 

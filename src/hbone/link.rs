@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ pub(super) struct Link {
     reason: OnceLock<Error>,
     closed: CancellationToken,
     abandoned: Mutex<Option<(Instant, u32)>>,
+    abused: AtomicBool,
 }
 
 /// Requests that a peer may open and reset unanswered within [`ABANDON_WINDOW`] (CVE-2023-44487): clients that give up
@@ -57,6 +59,15 @@ impl Link {
     /// Whether the peer floods this side with requests that it does not want answered.
     pub(super) fn is_flooded(&self) -> bool {
         self.abandoned.lock().is_some_and(|(_, count)| count > MAX_ABANDONED)
+    }
+
+    /// Marks the peer as one that broke the rules.
+    pub(super) fn abused(&self) {
+        self.abused.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_abused(&self) -> bool {
+        self.abused.load(Ordering::Relaxed)
     }
 
     pub(super) async fn closed(&self) {

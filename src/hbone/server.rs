@@ -97,6 +97,11 @@ impl Server {
         self.link.reason()
     }
 
+    /// Whether this side ended it because the peer broke the rules: a flood, or frames that make no sense.
+    pub fn is_abused(&self) -> bool {
+        self.link.is_abused()
+    }
+
     /// Tells the peer to open no more streams (GOAWAY). Those that are open go on: keep calling [`next`](Server::next).
     pub fn graceful_shutdown(&self) {
         self.drain.cancel();
@@ -165,11 +170,16 @@ async fn drive<IO>(
             accepted = connection.accept() => match accepted {
                 Some(Ok(_)) if link.is_flooded() => {
                     let flood = Error::new(&code::TUNNEL_BROKEN, "the peer opens and resets requests too fast");
-                    tracing::warn!(error = %flood, "tunnel ended");
+                    link.abused();
                     break Some(farewell(&mut connection, &link, flood, Reason::ENHANCE_YOUR_CALM).await);
                 }
                 Some(Ok((request, respond))) => offer(&sender, request, respond, &link),
-                Some(Err(error)) => break Some(of_connection("the tunnel", error)),
+                Some(Err(error)) => {
+                    if error.is_go_away() && error.is_library() {
+                        link.abused();
+                    }
+                    break Some(of_connection("the tunnel", error));
+                }
                 None => break None,
             },
             () = drain.cancelled(), if !draining => {

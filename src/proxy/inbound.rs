@@ -62,10 +62,11 @@ async fn tunnel(pod: &Arc<Pod>, socket: TcpStream, peer: ClientAddr, local: Next
     }
 }
 
-/// A tunnel that ended badly before it carried anything is told as a refusal: a stranger knocked.
+/// A tunnel that ended badly before it carried anything is told as a refusal: a stranger knocked. So is one whose peer
+/// was shown the door.
 fn ended(server: &Server, served: bool, peer: ClientAddr) -> Result<()> {
     match server.reason() {
-        Some(error) if !served => Err(error),
+        Some(error) if !served || server.is_abused() => Err(error),
         Some(error) => {
             tracing::debug!(%peer, %error, "tunnel ended");
             Ok(())

@@ -6,10 +6,12 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::Shutdown;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::base::{Error, Result, code};
@@ -43,32 +45,39 @@ impl Count for crate::telemetry::tcp::Connection {
 /// A reset on one side is given to the other as a reset; that is an application's way to end, not an error.
 ///
 /// # Errors
-/// RELAY_FAILED when a side broke in any other way; both are then reset.
+/// RELAY_FAILED when a side broke in any other way; both are then reset, also when this is dropped before its end.
 pub(super) async fn tcp_to_tcp(client: &TcpStream, server: &TcpStream, count: &impl Count) -> Result<()> {
-    let result = tokio::try_join!(
-        tcp_half(client, server, ["client", "destination"], |bytes| count.client_sent(bytes)),
-        tcp_half(server, client, ["destination", "client"], |bytes| count.server_sent(bytes)),
-    );
-    if result.is_err() {
-        reset(client);
-        reset(server);
+    let torn = Torn([Some(client), Some(server)]);
+    let up = pin!(tcp_half(client, server, ["client", "destination"], |bytes| count.client_sent(bytes)));
+    let down = pin!(tcp_half(server, client, ["destination", "client"], |bytes| count.server_sent(bytes)));
+    let result = both(up, down, failed(client, "client"), failed(server, "destination")).await;
+    if result.is_ok() {
+        torn.mended();
     }
-    outcome(result.map(|_| ()))
+    outcome(result)
 }
 
 /// Copies between an application's socket and a tunnel stream until both directions have ended.
 ///
 /// A reset of the application resets the stream; a stream that did not end cleanly resets the application's socket:
-/// neither side may take a torn connection for a complete one.
+/// neither side may take a torn connection for a complete one. That holds also when this is dropped before its end.
 ///
 /// # Errors
 /// RELAY_FAILED when a side broke in any other way than a reset.
 pub(super) async fn tcp_to_tunnel(app: &TcpStream, stream: Stream, app_is: Side, count: &impl Count) -> Result<()> {
+    let torn = Torn([Some(app), None]);
     let (mut receive, mut send) = stream.into_split();
     let name = app_is.name();
     let up = async {
         let mut size = SMALL;
-        while let Some(data) = read(app, &mut size).await.map_err(|error| Broken::tcp(name, error))? {
+        loop {
+            let data = tokio::select! {
+                biased;
+                data = read(app, &mut size) => data.map_err(|error| Broken::tcp(name, error))?,
+                // An application that only listens sends nothing that would show it.
+                reason = send.closed() => return Err(Broken::Tunnel(reason)),
+            };
+            let Some(data) = data else { break };
             let length = data.len();
             send.data(data).await.map_err(Broken::Tunnel)?;
             app_is.count_from(count, length);
@@ -85,12 +94,63 @@ pub(super) async fn tcp_to_tunnel(app: &TcpStream, stream: Stream, app_is: Side,
         shutdown(app);
         Ok(())
     };
-    let result = tokio::try_join!(up, down);
-    if result.is_err() {
-        send.reset();
-        reset(app);
+    // While bytes are sent, sending shows that the stream is gone.
+    let result = both(pin!(up), pin!(down), failed(app, name), std::future::pending()).await;
+    match result {
+        Ok(()) => torn.mended(),
+        Err(_) => send.reset(),
     }
-    outcome(result.map(|_| ()))
+    outcome(result)
+}
+
+/// Waits for both directions. One that has ended no longer looks at where it read from: a reset there, which can come
+/// after the end of the bytes, is told by `up_broke` and `down_broke`.
+async fn both(
+    mut up: Pin<&mut impl Future<Output = Moved>>,
+    mut down: Pin<&mut impl Future<Output = Moved>>,
+    up_broke: impl Future<Output = Broken>,
+    down_broke: impl Future<Output = Broken>,
+) -> Moved {
+    tokio::select! {
+        moved = &mut up => {
+            moved?;
+            tokio::select! { moved = down => moved, broken = up_broke => Err(broken) }
+        }
+        moved = &mut down => {
+            moved?;
+            tokio::select! { moved = up => moved, broken = down_broke => Err(broken) }
+        }
+    }
+}
+
+/// How a direction ended.
+type Moved = std::result::Result<(), Broken>;
+
+/// Waits until the kernel reports an error on a socket that nobody reads: its other end was reset.
+async fn failed(socket: &TcpStream, side: &'static str) -> Broken {
+    let pending = || match socket.take_error()? {
+        Some(error) => Ok(error),
+        None => Err(io::ErrorKind::WouldBlock.into()),
+    };
+    match socket.async_io(Interest::ERROR, pending).await {
+        Ok(error) | Err(error) => Broken::tcp(side, error),
+    }
+}
+
+/// Sockets that are reset unless both directions have ended well: a relay may also be dropped in the middle, by a policy
+/// or by a drain.
+struct Torn<'a>([Option<&'a TcpStream>; 2]);
+
+impl Torn<'_> {
+    fn mended(mut self) {
+        self.0 = [None, None];
+    }
+}
+
+impl Drop for Torn<'_> {
+    fn drop(&mut self) {
+        self.0.iter().copied().flatten().for_each(reset);
+    }
 }
 
 /// Which end of the connection a local application is.

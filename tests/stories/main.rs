@@ -1,4 +1,5 @@
-//! What happens to the mesh when a part of it fails, is restarted, or lies: told by what an operator would see.
+//! What an operator and an application see of the whole mesh, also when a part of it fails, is restarted, or lies: told as
+//! stories, each in namespaces of its own, with real control plane, agents and proxies.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 #[path = "../common/mod.rs"]
@@ -6,8 +7,14 @@ mod common;
 
 mod admin;
 mod agent;
+mod apps;
 mod certificates;
 mod control_plane;
+mod destinations;
+mod hostile;
 mod malformed;
+mod many;
+mod peers;
 mod shutdown;
 mod tools;
+mod traffic;
