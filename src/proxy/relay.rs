@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 use crate::base::{Error, Result, code};
 use crate::hbone::Stream;
@@ -45,14 +46,12 @@ impl Count for crate::telemetry::tcp::Connection {
 /// # Errors
 /// RELAY_FAILED when a side broke in any other way; both are then reset.
 pub(super) async fn tcp_to_tcp(client: &TcpStream, server: &TcpStream, count: &impl Count) -> Result<()> {
+    let torn = Torn(&[client, server]);
     let result = tokio::try_join!(
         tcp_half(client, server, ["client", "destination"], |bytes| count.client_sent(bytes)),
         tcp_half(server, client, ["destination", "client"], |bytes| count.server_sent(bytes)),
     );
-    if result.is_err() {
-        reset(client);
-        reset(server);
-    }
+    torn.unless(result.is_ok());
     outcome(result.map(|_| ()))
 }
 
@@ -65,10 +64,26 @@ pub(super) async fn tcp_to_tcp(client: &TcpStream, server: &TcpStream, count: &i
 /// RELAY_FAILED when a side broke in any other way than a reset.
 pub(super) async fn tcp_to_tunnel(app: &TcpStream, stream: Stream, app_is: Side, count: &impl Count) -> Result<()> {
     let (mut receive, mut send) = stream.into_split();
+    let torn = Torn(&[app]);
     let name = app_is.name();
+    let answered = Notify::new();
     let up = async {
-        let mut size = SMALL;
-        while let Some(data) = read(app, &mut size).await.map_err(|error| Broken::tcp(name, error))? {
+        let (mut size, mut alone) = (SMALL, false);
+        loop {
+            let data = tokio::select! {
+                biased;
+                data = read(app, &mut size) => data.map_err(|error| Broken::tcp(name, error))?,
+                () = answered.notified(), if !alone => {
+                    alone = true;
+                    continue;
+                }
+                // The other direction tells of a reset as long as it runs; then nobody else does.
+                error = send.closed(), if alone => match error.code() {
+                    closed if *closed == code::PEER_CLOSED => return Ok(()),
+                    _ => return Err(Broken::Tunnel(error)),
+                },
+            };
+            let Some(data) = data else { break };
             let length = data.len();
             send.data(data).await.map_err(Broken::Tunnel)?;
             app_is.count_from(count, length);
@@ -83,13 +98,14 @@ pub(super) async fn tcp_to_tunnel(app: &TcpStream, stream: Stream, app_is: Side,
             app_is.count_to(count, length);
         }
         shutdown(app);
+        answered.notify_one();
         Ok(())
     };
     let result = tokio::try_join!(up, down);
     if result.is_err() {
         send.reset();
-        reset(app);
     }
+    torn.unless(result.is_ok());
     outcome(result.map(|_| ()))
 }
 
@@ -134,6 +150,26 @@ async fn tcp_half(from: &TcpStream, to: &TcpStream, names: [&'static str; 2], co
     }
     shutdown(to);
     Ok(())
+}
+
+/// Resets its sockets when it is dropped: a relay that is ended from outside, by policy or by a drain, leaves torn
+/// connections too.
+struct Torn<'a>(&'a [&'a TcpStream]);
+
+impl Torn<'_> {
+    fn unless(self, whole: bool) {
+        if whole {
+            std::mem::forget(self);
+        }
+    }
+}
+
+impl Drop for Torn<'_> {
+    fn drop(&mut self) {
+        for socket in self.0 {
+            reset(socket);
+        }
+    }
 }
 
 /// Why a relay ended early.
@@ -220,4 +256,114 @@ fn shutdown(to: &TcpStream) {
 /// Closing the socket will send RST instead of FIN.
 pub(super) fn reset(socket: &TcpStream) {
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::base::deadline;
+    use crate::hbone::tests::stream;
+
+    #[derive(Default)]
+    struct Counted(AtomicUsize, AtomicUsize);
+
+    impl Count for Counted {
+        fn client_sent(&self, bytes: usize) {
+            self.0.fetch_add(bytes, Ordering::Relaxed);
+        }
+
+        fn server_sent(&self, bytes: usize) {
+            self.1.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    async fn soon<T>(future: impl Future<Output = T>) -> T {
+        deadline(Duration::from_secs(10), &code::INTERNAL, "the event", future).await.unwrap()
+    }
+
+    /// The application's end and the proxy's end of a connection.
+    async fn socket() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn each_direction_ends_by_itself_and_is_counted() {
+        let (near, far, _tunnel) = stream().await;
+        let (mut client, proxy) = socket().await;
+        let count = Counted::default();
+        let (mut receive, mut send) = far.into_split();
+        let talk = async {
+            client.write_all(b"question").await.unwrap();
+            client.shutdown().await.unwrap();
+            assert_eq!(soon(receive.data()).await.unwrap().unwrap(), "question");
+            assert!(soon(receive.data()).await.is_none());
+            send.data(Bytes::from_static(b"the answer")).await.unwrap();
+            send.finish().unwrap();
+            let mut answer = String::new();
+            soon(client.read_to_string(&mut answer)).await.unwrap();
+            assert_eq!(answer, "the answer");
+        };
+        let (result, ()) = soon(async { tokio::join!(tcp_to_tunnel(&proxy, near, Side::Client, &count), talk) }).await;
+        result.unwrap();
+        assert_eq!((count.0.into_inner(), count.1.into_inner()), (8, 10));
+    }
+
+    #[tokio::test]
+    async fn a_quiet_client_whose_answer_is_complete_still_learns_of_a_reset() {
+        let (near, far, _tunnel) = stream().await;
+        let (mut client, proxy) = socket().await;
+        let (_receive, mut send) = far.into_split();
+        let peer = async {
+            send.data(Bytes::from_static(b"all")).await.unwrap();
+            send.finish().unwrap();
+            let mut answer = String::new();
+            soon(client.read_to_string(&mut answer)).await.unwrap();
+            assert_eq!(answer, "all");
+            send.reset();
+        };
+        let count = Counted::default();
+        let (result, ()) = soon(async { tokio::join!(tcp_to_tunnel(&proxy, near, Side::Client, &count), peer) }).await;
+        result.expect("a reset is an application's way to end");
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_needs_nothing_more_ends_the_connection_in_order() {
+        let (near, far, _tunnel) = stream().await;
+        let (mut client, proxy) = socket().await;
+        let (receive, mut send) = far.into_split();
+        send.data(Bytes::from_static(b"all")).await.unwrap();
+        send.finish().unwrap();
+        drop((receive, send));
+        soon(tcp_to_tunnel(&proxy, near, Side::Client, &Counted::default())).await.unwrap();
+        drop(proxy);
+        let mut answer = String::new();
+        soon(client.read_to_string(&mut answer)).await.expect("no reset");
+        assert_eq!(answer, "all");
+    }
+
+    #[tokio::test]
+    async fn what_is_ended_from_outside_is_reset_not_finished() {
+        let (near, far, _tunnel) = stream().await;
+        let (mut application, proxy) = socket().await;
+        let (mut one, near_proxy) = socket().await;
+        let (mut other, far_proxy) = socket().await;
+        let count = Counted::default();
+        // Polled once, then dropped, as a policy change does it.
+        assert!(tokio::time::timeout(Duration::ZERO, tcp_to_tunnel(&proxy, near, Side::Server, &count)).await.is_err());
+        assert!(tokio::time::timeout(Duration::ZERO, tcp_to_tcp(&near_proxy, &far_proxy, &count)).await.is_err());
+        drop((proxy, near_proxy, far_proxy));
+        for end in [&mut application, &mut one, &mut other] {
+            let error = soon(end.read(&mut [0; 8])).await.expect_err("a clean end");
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        }
+        let (mut receive, _send) = far.into_split();
+        assert_eq!(soon(receive.data()).await.unwrap().unwrap_err().code(), &code::STREAM_RESET);
+    }
 }
