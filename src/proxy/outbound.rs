@@ -30,7 +30,11 @@ pub(super) async fn serve(pod: Arc<Pod>, app: TcpStream) {
     pod.sockets.tune(&app);
     match plan(&pod, client, original, app.local_addr().ok()).await {
         Ok(plan) => carry(&pod, app, client, original, plan).await,
-        Err(error) => refuse(&pod.shared.metrics, Direction::Outbound, client.addr(), original.addr(), &error),
+        Err(error) => {
+            // The application must not take a refusal for an empty answer.
+            relay::reset(&app);
+            refuse(&pod.shared.metrics, Direction::Outbound, client.addr(), original.addr(), &error);
+        }
     }
 }
 

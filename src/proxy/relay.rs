@@ -263,11 +263,12 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
 
     use super::*;
+    use crate::base::addr::NextHop;
     use crate::base::deadline;
     use crate::hbone::tests::stream;
+    use crate::net::socket::SocketFactory;
 
     #[derive(Default)]
     struct Counted(AtomicUsize, AtomicUsize);
@@ -288,8 +289,10 @@ mod tests {
 
     /// The application's end and the proxy's end of a connection.
     async fn socket() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let sockets = SocketFactory { netns: None, mark: None, reuse_port: false, keepalive: None };
+        let (listener, _) = sockets.listen(([127, 0, 0, 1], 0).into(), false).unwrap();
+        let to = NextHop::new(listener.local_addr().unwrap());
+        let (near, far) = tokio::join!(sockets.connect(to, None), listener.accept());
         (near.unwrap(), far.unwrap().0)
     }
 
