@@ -1,6 +1,7 @@
 //! Typed settings of the node proxy.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,8 +25,6 @@ pub struct Settings {
     pub network: Str,
     /// Cluster id.
     pub cluster: Str,
-    /// For workloads whose record names none.
-    pub trust_domain: Str,
     /// Where workloads, services and policies come from.
     pub xds: Option<Server>,
     /// Who signs.
@@ -44,8 +43,6 @@ pub struct Settings {
     pub drain: Duration,
     /// Data-plane threads.
     pub workers: NonZeroUsize,
-    /// PROXY-protocol connections go to loopback.
-    pub localhost_app_tunnel: bool,
     /// Metadata in tunnel headers.
     pub baggage: bool,
     /// The proxy's own pod, namespace and address.
@@ -61,7 +58,7 @@ pub struct Settings {
 }
 
 /// A server of the control plane.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Server {
     /// `https://host:port`
     pub address: String,
@@ -73,6 +70,13 @@ pub struct Server {
     pub token: Option<String>,
     /// Extra headers.
     pub headers: BTreeMap<String, String>,
+}
+
+/// Never shows the token or what the headers say.
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("address", &self.address).field("headers", &self.headers.keys()).finish_non_exhaustive()
+    }
 }
 
 /// Who signs certificates.
@@ -174,7 +178,6 @@ impl Settings {
             node: vars.text(&env::NODE_NAME).unwrap_or_default().into(),
             network: vars.text(&env::NETWORK).unwrap_or_default().into(),
             cluster: cluster.into(),
-            trust_domain: vars.some(&env::TRUST_DOMAIN).unwrap_or("cluster.local").into(),
             xds: server(vars, &XDS),
             ca: ca(vars)?,
             secret_ttl: vars.duration(&env::SECRET_TTL, Duration::from_secs(86_400))?,
@@ -190,7 +193,6 @@ impl Settings {
             },
             drain: drain(vars)?,
             workers: workers(vars)?,
-            localhost_app_tunnel: vars.parse(&env::LOCALHOST_APP_TUNNEL, true)?,
             baggage: vars.parse(&env::ENABLE_RESPONSE_BAGGAGE, true)?,
             own: Own {
                 name: vars.text(&env::POD_NAME).unwrap_or_default().to_owned(),
@@ -378,6 +380,13 @@ mod tests {
         assert_eq!(xds.address, "https://istiod.mesh.svc:15012");
         let error = Settings::from_env(&Env::from([("CA_ADDRESS", "")])).expect_err("nobody signs");
         assert_eq!(error.code().id, "W0002");
+    }
+
+    #[test]
+    fn credentials_are_not_shown() {
+        let settings = with(&[("AUTH_TOKEN", "s3cret"), ("XDS_HEADER_X_KEY", "hidden")]).expect("settings");
+        let shown = format!("{settings:?}");
+        assert!(shown.contains("X_KEY") && !shown.contains("s3cret") && !shown.contains("hidden"), "{shown}");
     }
 
     #[test]
