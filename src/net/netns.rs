@@ -116,7 +116,8 @@ struct Return(NetNs);
 impl Drop for Return {
     fn drop(&mut self) {
         if let Err(error) = self.0.enter() {
-            tracing::error!(%error, "cannot return to the network namespace that the thread came from");
+            // Past the log, which is written by a thread that ends here too.
+            eprintln!("warren: cannot return to the network namespace that the thread came from: {error}");
             std::process::abort();
         }
     }
