@@ -57,8 +57,11 @@ impl fmt::Display for Error {
         let mut next = self.0.source.as_deref().map(|source| source as &(dyn StdError + 'static));
         while let Some(source) = next {
             if let Some(inner) = source.downcast_ref::<Error>() {
-                // An inner error prints its own chain and code.
+                // An inner error prints its own chain and code; twice the same code says nothing more.
                 write!(f, ": {inner}")?;
+                if inner.code() == self.0.code {
+                    return Ok(());
+                }
                 break;
             }
             write!(f, ": {source}")?;
@@ -89,5 +92,9 @@ mod tests {
         let io = std::io::Error::other("no route to host");
         let error = Error::caused(&super::super::code::DESTINATION_UNREACHABLE, "connect to 10.0.0.7:80", io);
         assert_eq!(error.to_string(), "connect to 10.0.0.7:80: no route to host (W1003)");
+        let outer = Error::caused(&super::super::code::DESTINATION_UNREACHABLE, "waypoint", error.clone());
+        assert_eq!(outer.to_string(), "waypoint: connect to 10.0.0.7:80: no route to host (W1003)");
+        let other = Error::caused(&super::super::code::UNKNOWN_WAYPOINT, "waypoint", error);
+        assert_eq!(other.to_string(), "waypoint: connect to 10.0.0.7:80: no route to host (W1003) (W1012)");
     }
 }

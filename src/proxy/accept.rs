@@ -28,7 +28,8 @@ where
         };
         match accepted {
             Some((Ok((stream, _)), permit)) => {
-                let work = serve(stream);
+                // On the heap: moved into the task's select, the compiler would keep room for it twice.
+                let work = Box::pin(serve(stream));
                 let mut drain = drain.clone();
                 tokio::spawn(async move {
                     let _permit = permit;
