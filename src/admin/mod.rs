@@ -2,6 +2,5 @@
 
 pub mod api;
 pub mod dump;
-pub mod http;
 
 pub use api::{Admin, admin_router, readiness_router, stats_router};

@@ -136,7 +136,7 @@ codes! {
     NOT_AUTHENTICATED "W7003" Peer false "-" "a caller of the control plane is not authenticated" "Its token is missing or unknown.";
     NOT_AUTHORIZED "W7004" Peer false "-" "a node asked for an identity that does not run there" "Stale agent data, or a compromised node.";
     CA_MATERIAL "W7005" Configuration false "-" "the authority's own key or certificate is unusable" "The text names the file. The key file must be 0600.";
-    ELEMENT_REJECTED "W7006" Configuration false "-" "an element of the mesh source was rejected" "The text names it with line and column. Its previous version stays in force if it had one; all others are applied.";
+    ELEMENT_REJECTED "W7006" Configuration false "-" "an element of the mesh source was rejected" "The text names it with line and column. Its previous version stays in force if it had one; a policy without one refuses everything in its place; all others are applied.";
 
     DEMO_UNSUPPORTED "W8001" Node false "-" "this machine does not allow the demo" "Run it as root, or allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1 and, on Ubuntu, kernel.apparmor_restrict_unprivileged_userns=0).";
     DEMO_CLAIM "W8002" Warren false "-" "a claim of the demo does not hold" "The text names the claim and what was seen.";

@@ -17,7 +17,7 @@ use crate::mesh::MeshStore;
 use crate::net::socket::{SocketFactory, any};
 use crate::proxy::{Pods, ServePods, Shared};
 use crate::telemetry::metrics::{Metrics, Reason, Url};
-use crate::telemetry::{Readiness, log};
+use crate::telemetry::{Readiness, http, log};
 use crate::tls::channel::{Channel, ChannelSettings};
 use crate::tls::{RootSource, TokenSource};
 use crate::{xds, zds};
@@ -167,9 +167,9 @@ fn serve_http(
     let readiness_listener = listen(any(ipv6, ports.readiness), "readiness")?;
     let stats_listener = listen(any(ipv6, ports.stats), "metrics")?;
     let admin_listener = listen(([127, 0, 0, 1], ports.admin).into(), "admin")?;
-    tokio::spawn(admin::http::serve(readiness_listener, admin::readiness_router(readiness.clone()), drain.clone()));
-    tokio::spawn(admin::http::serve(stats_listener, admin::stats_router(metrics.clone()), drain.clone()));
-    tokio::spawn(admin::http::serve(admin_listener, admin::admin_router(admin), drain.clone()));
+    tokio::spawn(http::serve(readiness_listener, admin::readiness_router(readiness.clone()), drain.clone()));
+    tokio::spawn(http::serve(stats_listener, admin::stats_router(metrics.clone()), drain.clone()));
+    tokio::spawn(http::serve(admin_listener, admin::admin_router(admin), drain.clone()));
     Ok(())
 }
 

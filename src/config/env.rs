@@ -35,7 +35,7 @@ variables! {
     NODE_NAME "NODE_NAME" "" "Name of the node. Empty: workloads of any node count as local.";
     NETWORK "NETWORK" "" "Network id of the node.";
     CLUSTER_ID "CLUSTER_ID" "Kubernetes" "Cluster id; `ISTIO_META_CLUSTER_ID` wins.";
-    TRUST_DOMAIN "TRUST_DOMAIN" "cluster.local" "Trust domain of workloads whose record names none.";
+    TRUST_DOMAIN "TRUST_DOMAIN" "" "Accepted for compatibility, without effect: a record that names no trust domain is of `cluster.local`.";
     XDS_ADDRESS "XDS_ADDRESS" "https://istiod.istio-system.svc:15012 in a cluster, else https://localhost:15012" "Control plane. Empty: none.";
     XDS_ROOT_CA "XDS_ROOT_CA" "./var/run/secrets/istio/root-cert.pem" "What verifies the control plane: a path, `SYSTEM`, or PEM text.";
     ALT_XDS_HOSTNAME "ALT_XDS_HOSTNAME" "" "A second name the control plane's certificate may carry.";
@@ -69,7 +69,7 @@ variables! {
     TERMINATION_GRACE_PERIOD_SECONDS "TERMINATION_GRACE_PERIOD_SECONDS" "" "The pod's grace period, seconds.";
     ZTUNNEL_WORKER_THREADS "ZTUNNEL_WORKER_THREADS" "a quarter of the CPUs, at least 2" "Data-plane threads: a number, or `P%` of the CPUs; 0 is all.";
     ZTUNNEL_CPU_LIMIT "ZTUNNEL_CPU_LIMIT" "the node's CPUs" "CPUs this process may use.";
-    LOCALHOST_APP_TUNNEL "LOCALHOST_APP_TUNNEL" "true" "Deliver PROXY-protocol connections on the pod's loopback.";
+    LOCALHOST_APP_TUNNEL "LOCALHOST_APP_TUNNEL" "" "Accepted for compatibility, without effect: the PROXY protocol is refused (W1015).";
     ENABLE_RESPONSE_BAGGAGE "ENABLE_RESPONSE_BAGGAGE" "true" "Exchange workload metadata in tunnel headers.";
     POD_NAME "POD_NAME" "" "The proxy's own pod.";
     POD_NAMESPACE "POD_NAMESPACE" "" "The proxy's own namespace.";

@@ -1,6 +1,7 @@
 //! Typed settings of the node proxy.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,8 +25,6 @@ pub struct Settings {
     pub network: Str,
     /// Cluster id.
     pub cluster: Str,
-    /// For workloads whose record names none.
-    pub trust_domain: Str,
     /// Where workloads, services and policies come from.
     pub xds: Option<Server>,
     /// Who signs.
@@ -44,8 +43,6 @@ pub struct Settings {
     pub drain: Duration,
     /// Data-plane threads.
     pub workers: NonZeroUsize,
-    /// PROXY-protocol connections go to loopback.
-    pub localhost_app_tunnel: bool,
     /// Metadata in tunnel headers.
     pub baggage: bool,
     /// The proxy's own pod, namespace and address.
@@ -61,7 +58,7 @@ pub struct Settings {
 }
 
 /// A server of the control plane.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Server {
     /// `https://host:port`
     pub address: String,
@@ -73,6 +70,13 @@ pub struct Server {
     pub token: Option<String>,
     /// Extra headers.
     pub headers: BTreeMap<String, String>,
+}
+
+/// Never shows the token or what the headers say.
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("address", &self.address).field("headers", &self.headers.keys()).finish_non_exhaustive()
+    }
 }
 
 /// Who signs certificates.
@@ -174,7 +178,6 @@ impl Settings {
             node: vars.text(&env::NODE_NAME).unwrap_or_default().into(),
             network: vars.text(&env::NETWORK).unwrap_or_default().into(),
             cluster: cluster.into(),
-            trust_domain: vars.some(&env::TRUST_DOMAIN).unwrap_or("cluster.local").into(),
             xds: server(vars, &XDS),
             ca: ca(vars)?,
             secret_ttl: vars.duration(&env::SECRET_TTL, Duration::from_secs(86_400))?,
@@ -190,7 +193,6 @@ impl Settings {
             },
             drain: drain(vars)?,
             workers: workers(vars)?,
-            localhost_app_tunnel: vars.parse(&env::LOCALHOST_APP_TUNNEL, true)?,
             baggage: vars.parse(&env::ENABLE_RESPONSE_BAGGAGE, true)?,
             own: Own {
                 name: vars.text(&env::POD_NAME).unwrap_or_default().to_owned(),
@@ -339,59 +341,5 @@ fn workers(vars: &Env) -> Result<NonZeroUsize> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn with(pairs: &[(&str, &str)]) -> Result<Settings> {
-        let mut vars = vec![("FAKE_CA", "true")];
-        vars.extend_from_slice(pairs);
-        let vars: [(&str, &str); 3] = [vars[0], vars.get(1).copied().unwrap_or(("A", "")), vars.get(2).copied().unwrap_or(("B", ""))];
-        Settings::from_env(&Env::from(vars))
-    }
-
-    #[test]
-    fn workers_are_a_number_or_a_share() {
-        for (value, expected) in [("3", 3), ("50%", 4), ("1%", 1), ("0", 8)] {
-            let settings = with(&[("ZTUNNEL_WORKER_THREADS", value), ("ZTUNNEL_CPU_LIMIT", "8")]).expect(value);
-            assert_eq!(settings.workers.get(), expected, "{value}");
-        }
-        for value in ["0%", "101%", "-1", "many"] {
-            let error = with(&[("ZTUNNEL_WORKER_THREADS", value)]).expect_err(value);
-            assert!(error.to_string().contains(value), "{error}");
-            assert_eq!(error.code().id, "W0002");
-        }
-    }
-
-    #[test]
-    fn the_drain_leaves_time_for_the_process() {
-        for (grace, seconds) in [("30", 25), ("10", 9), ("1", 1), ("0", 5)] {
-            assert_eq!(with(&[("TERMINATION_GRACE_PERIOD_SECONDS", grace)]).expect(grace).drain, Duration::from_secs(seconds), "{grace}");
-        }
-        let both = [("TERMINATION_GRACE_PERIOD_SECONDS", "30"), ("CONNECTION_TERMINATION_DEADLINE", "1m30s")];
-        assert_eq!(with(&both).expect("both").drain, Duration::from_secs(90));
-    }
-
-    #[test]
-    fn an_empty_address_is_none_and_a_bare_one_gets_its_scheme() {
-        assert!(with(&[("XDS_ADDRESS", "")]).expect("none").xds.is_none());
-        let xds = with(&[("XDS_ADDRESS", "istiod.mesh.svc:15012")]).expect("bare").xds.expect("some");
-        assert_eq!(xds.address, "https://istiod.mesh.svc:15012");
-        let error = Settings::from_env(&Env::from([("CA_ADDRESS", "")])).expect_err("nobody signs");
-        assert_eq!(error.code().id, "W0002");
-    }
-
-    #[test]
-    fn unusable_values_are_named() {
-        for (name, value) in [
-            ("IPV6_ENABLED", "yes"),
-            ("HTTP2_FRAME_SIZE", "100"),
-            ("HTTP2_STREAM_WINDOW_SIZE", "4294967295"),
-            ("SECRET_TTL", "soon"),
-            ("PROXY_MODE", "dedicated"),
-            ("LOG_FORMAT", "xml"),
-        ] {
-            let error = with(&[(name, value)]).expect_err(name).to_string();
-            assert!(error.contains(name) && error.contains(value), "{error}");
-        }
-    }
-}
+#[path = "settings_tests.rs"]
+mod tests;

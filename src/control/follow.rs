@@ -54,6 +54,10 @@ impl<S: Source> Follower<S> {
         if !snapshot.kept.is_empty() {
             tracing::warn!(elements = snapshot.kept.join(", "), "their previous versions stay in force");
         }
+        if !snapshot.refused.is_empty() {
+            let policies = snapshot.refused.join(", ");
+            tracing::error!(policies, "policies that cannot be used have no previous version: everything is refused in their place");
+        }
         *self.health.write() =
             SourceHealth { error: None, rejected: snapshot.rejected.iter().take(100).map(ToString::to_string).collect() };
 

@@ -14,6 +14,7 @@ use super::ads::Counters;
 use super::follow::SourceHealth;
 use super::index::{Index, Type};
 use crate::base::drain;
+use crate::telemetry::http;
 
 /// What the endpoint looks at.
 #[derive(Clone)]
@@ -24,14 +25,9 @@ pub(super) struct Health {
 }
 
 /// Serves until the drain.
-pub(super) async fn serve(listener: TcpListener, health: Health, mut drain: drain::Watch) {
+pub(super) async fn serve(listener: TcpListener, health: Health, drain: drain::Watch) {
     let router = Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(ready)).with_state(health);
-    let served = axum::serve(listener, router).with_graceful_shutdown(async move {
-        drain.started().await;
-    });
-    if let Err(error) = served.await {
-        tracing::error!(%error, "health endpoint");
-    }
+    http::serve(listener, router, drain).await;
 }
 
 /// Ready as soon as it answers: it is not opened before there is a state. A broken source is told, but is no reason to

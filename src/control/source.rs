@@ -29,6 +29,8 @@ pub struct Snapshot {
     pub rejected: Vec<Error>,
     /// The left-out elements whose version of the state before is in force instead.
     pub kept: Vec<String>,
+    /// The left-out policies, as `namespace/name`, in whose place everything is refused.
+    pub refused: Vec<String>,
 }
 
 /// Which source, as the command line names it: `file:PATH`.
@@ -79,7 +81,9 @@ impl Source for FileSource {
         let mut loaded = meshfile::load(&self.path)?;
         let kept = self.last.as_ref().map(|last| loaded.keep_previous(last)).unwrap_or_default();
         self.last = Some(loaded.mesh.clone());
-        Ok(Snapshot { mesh: loaded.mesh, rejected: loaded.rejected, kept })
+        // After it was noted: only what was once understood is a version to come back to.
+        let refused = loaded.refuse_instead();
+        Ok(Snapshot { mesh: loaded.mesh, rejected: loaded.rejected, kept, refused })
     }
 
     fn name(&self) -> String {
@@ -115,6 +119,24 @@ mod tests {
         let mut names: Vec<_> = snapshot.mesh.pods.iter().map(|pod| pod.name.as_str()).collect();
         names.sort_unstable();
         assert_eq!(names, ["a", "b"]);
+    }
+
+    #[tokio::test]
+    async fn a_policy_that_was_never_good_is_refused_each_time_and_never_taken_for_a_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mesh.yaml");
+        let bad = |tail: &str| format!("{GOOD}policies:\n  - {{name: p, action: Alow}}\n{tail}");
+        fs::write(&path, bad("")).unwrap();
+        let mut source = FileSource::new(path.clone()).unwrap();
+        for tail in ["# again\n", ""] {
+            let snapshot = next(&mut source).await.unwrap();
+            assert_eq!((snapshot.refused.as_slice(), snapshot.kept.len()), (["default/p".to_owned()].as_slice(), 0));
+            assert_eq!(snapshot.mesh.policies.len(), 1);
+            fs::write(&path, bad(tail)).unwrap();
+        }
+        fs::write(&path, GOOD).unwrap();
+        let snapshot = next(&mut source).await.unwrap();
+        assert!(snapshot.refused.is_empty() && snapshot.mesh.policies.is_empty(), "gone with its entry");
     }
 
     #[test]

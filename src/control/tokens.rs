@@ -93,13 +93,14 @@ impl Tokens {
         match OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(&path) {
             Ok(file) => {
                 let mut token = String::new();
-                let mode = file.metadata()?.mode();
+                let meta = file.metadata()?;
+                let private = meta.mode() & 0o077 == 0 && meta.uid() == nix::unistd::geteuid().as_raw();
                 file.take(LONGEST as u64).read_to_string(&mut token)?;
                 let token = token.trim();
-                if mode & 0o077 == 0 && token.len() >= STRENGTH {
+                if private && token.len() >= STRENGTH {
                     return Ok(token.to_owned());
                 }
-                tracing::warn!(path = %path.display(), "the token could be read by others, or is too short: a new one is made");
+                tracing::warn!(path = %path.display(), "the token is or was another user's to read, or is too short: a new one is made");
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),

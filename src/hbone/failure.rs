@@ -20,6 +20,10 @@ pub(super) fn of_reset(doing: &str, reason: h2::Reason) -> Error {
     if reason == h2::Reason::CANCEL {
         return Error::new(&code::STREAM_RESET, format!("{doing}: the application behind the peer reset the connection"));
     }
+    // RFC 9113 §8.1: whoever has answered in full may say so that nothing more is needed.
+    if reason == h2::Reason::NO_ERROR {
+        return Error::new(&code::PEER_CLOSED, format!("{doing}: the peer needs nothing more"));
+    }
     Error::new(&code::RELAY_FAILED, format!("{doing}: the peer reset the stream: {reason:?}"))
 }
 

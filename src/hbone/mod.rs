@@ -15,7 +15,7 @@ mod server;
 mod settings;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tunnel;
 
 pub use dial::{Dialer, Io, Key};

@@ -25,6 +25,16 @@ fn request(authority: &str) -> Request {
     Request { authority: authority.to_owned(), headers: HeaderMap::new() }
 }
 
+/// Both ends of one stream; the tunnel lives as long as the last value.
+pub(crate) async fn stream() -> (Stream, Stream, impl Sized) {
+    let mut pair = pair(Settings::client(), Settings::server()).await;
+    let accept = async { pair.server.next().await.unwrap().accept(HeaderMap::new()).unwrap() };
+    let request = request("10.0.0.1:80");
+    let (opened, accepted) = soon(async { tokio::join!(pair.client.open(&request, Arc::new(())), accept) }).await;
+    let opened = done(opened).unwrap().1;
+    (opened, accepted, pair)
+}
+
 struct Pair {
     client: Connection,
     server: Server,

@@ -1,5 +1,6 @@
 //! Network namespaces as values: opened once, compared by identity, entered for the length of a closure.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -65,26 +66,23 @@ impl NetNs {
         self.id
     }
 
-    /// Runs `work` inside the namespace, on this thread, and comes back.
+    /// Runs `work` inside the namespace, on this thread, and comes back to where the thread was: calls may be nested.
     ///
-    /// `work` must not await. Sockets that it makes stay in the namespace.
+    /// `work` must not await and must start no thread, which would stay there. Sockets that it makes do.
     ///
     /// # Errors
     /// The namespace cannot be entered. When the thread cannot come back, the process is aborted: it would go on in
     /// somebody else's network.
     pub fn run<R>(&self, work: impl FnOnce() -> R) -> io::Result<R> {
-        thread_local! {
-            static HOME: std::cell::OnceCell<NetNs> = const { std::cell::OnceCell::new() };
-        }
-        let home = HOME.with(|cell| match cell.get() {
-            Some(home) => Ok(home.clone()),
-            None => NetNs::current().map(|home| cell.get_or_init(|| home).clone()),
-        })?;
-        if home.id == self.id {
+        let before = match HERE.with_borrow(Clone::clone) {
+            Some(here) => here,
+            None => Self::current()?,
+        };
+        if before.id == self.id {
             return Ok(work());
         }
-        setns(self.fd.as_fd(), CloneFlags::CLONE_NEWNET)?;
-        let back = Return(&home);
+        self.enter()?;
+        let back = Return(before);
         let result = work();
         drop(back);
         Ok(result)
@@ -96,8 +94,14 @@ impl NetNs {
     /// As the kernel says.
     pub fn enter(&self) -> io::Result<()> {
         setns(self.fd.as_fd(), CloneFlags::CLONE_NEWNET)?;
+        HERE.set(Some(self.clone()));
         Ok(())
     }
+}
+
+thread_local! {
+    /// Where this thread is, once it has moved.
+    static HERE: RefCell<Option<NetNs>> = const { RefCell::new(None) };
 }
 
 impl AsFd for NetNs {
@@ -106,13 +110,14 @@ impl AsFd for NetNs {
     }
 }
 
-/// Leads the thread home, also when the work panics.
-struct Return<'a>(&'a NetNs);
+/// Leads the thread back, also when the work panics.
+struct Return(NetNs);
 
-impl Drop for Return<'_> {
+impl Drop for Return {
     fn drop(&mut self) {
-        if let Err(error) = setns(self.0.fd.as_fd(), CloneFlags::CLONE_NEWNET) {
-            tracing::error!(%error, "cannot return to the own network namespace");
+        if let Err(error) = self.0.enter() {
+            // Past the log, which is written by a thread that ends here too.
+            eprintln!("warren: cannot return to the network namespace that the thread came from: {error}");
             std::process::abort();
         }
     }

@@ -14,6 +14,9 @@ pub(super) const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 /// W3C trace context.
 pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
+/// Longest host name that is kept (RFC 1035 §2.3.4): a peer's text lives as long as its connection.
+const MAX_HOST: usize = 253;
+
 /// The headers of a CONNECT request.
 pub(super) fn request(source: &Workload, client: SocketAddr, service_host: Option<&str>, baggage_on: bool) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(3);
@@ -40,7 +43,7 @@ pub(super) fn forwarded_host(headers: &HeaderMap) -> Option<Str> {
     let text = headers.get(FORWARDED)?.to_str().ok()?;
     let first = text.split(',').next()?;
     let host = first.split(';').find_map(|part| part.trim().strip_prefix("host="))?.trim_matches('"');
-    (!host.is_empty()).then(|| host.into())
+    (1..=MAX_HOST).contains(&host.len()).then(|| host.into())
 }
 
 fn baggage(workload: &Workload) -> String {
@@ -97,7 +100,8 @@ mod tests {
 
     #[test]
     fn strange_forwarded_headers_are_no_host() {
-        for text in ["", "for=1.2.3.4", "for=a;host=", "host=\"\""] {
+        let long = format!("for=a;host={}", "a".repeat(MAX_HOST + 1));
+        for text in ["", "for=1.2.3.4", "for=a;host=", "host=\"\"", &long] {
             let headers = HeaderMap::from_iter([(FORWARDED, HeaderValue::from_str(text).expect("header"))]);
             assert_eq!(forwarded_host(&headers), None, "{text:?}");
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 
 use super::dial::{To, dial};
@@ -100,11 +101,12 @@ struct Admitted {
     service: Option<Arc<Service>>,
     application: NextHop,
     forwarded: Option<Str>,
+    _place: OwnedSemaphorePermit,
 }
 
 async fn admit(pod: &Pod, tunnel: &Tunnel, incoming: &Incoming) -> Result<Admitted> {
     if incoming.method != http::Method::CONNECT {
-        return Err(Error::new(&code::BAD_METHOD, format!("expected method CONNECT, got {}", incoming.method)));
+        return Err(Error::new(&code::BAD_METHOD, format!("expected method CONNECT, got {}", shorten(incoming.method.as_str()))));
     }
     let workload = pod.shared.mesh.wait_local(&pod.local, LOCAL_LIMIT).await?;
     let target = Target::parse(&incoming.authority)?;
@@ -118,7 +120,9 @@ async fn admit(pod: &Pod, tunnel: &Tunnel, incoming: &Incoming) -> Result<Admitt
         return Err(Error::new(&code::UNSUPPORTED, "the workload asks for the PROXY protocol".to_owned()));
     }
     let application = NextHop::new(SocketAddr::new(tunnel.local.ip(), port));
-    Ok(Admitted { workload, service, application, forwarded })
+    let place = pod.streams.clone().try_acquire_owned();
+    let place = place.map_err(|_| Error::new(&code::CAPACITY, "too many connections in tunnels to one pod"))?;
+    Ok(Admitted { workload, service, application, forwarded, _place: place })
 }
 
 /// What the peer asks for.

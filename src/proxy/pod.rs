@@ -9,7 +9,8 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::track::{Connections, Entry, Subject};
 use super::{CONNECT_LIMIT, HBONE_PORT, LOCAL_LIMIT, OUTBOUND_PORT, PASSTHROUGH_PORT, TLS_LIMIT, accept, inbound, outbound, passthrough};
@@ -54,6 +55,8 @@ pub(super) struct Pod {
     pub(super) series: Series,
     /// Known as soon as the pod's workload is.
     identity: OnceLock<SpiffeId>,
+    /// Places for connections that arrive in tunnels: a peer with many tunnels must not take all descriptors.
+    pub(super) streams: Arc<Semaphore>,
     transparent: bool,
 }
 
@@ -97,6 +100,8 @@ pub struct Pods {
 struct Running {
     pod: Arc<Pod>,
     drain: drain::Trigger,
+    /// As long as connections may be open, the drain included.
+    _review: AbortOnDropHandle<()>,
 }
 
 /// A pod as the admin API prints it.
@@ -176,14 +181,17 @@ impl Pods {
             connections: Arc::default(),
             series: Series::new(&self.shared.metrics),
             identity: OnceLock::new(),
+            streams: Arc::new(Semaphore::new(self.shared.connections_per_pod)),
             transparent,
             shared: self.shared.clone(),
         });
         let (trigger, watch) = drain::new();
+        // Before the first connection is decided: no change of policy is missed after it.
+        let changed = self.shared.mesh.changed();
+        let review = AbortOnDropHandle::new(tokio::spawn(review(pod.clone(), changed)));
         spawn_listeners(&pod, [out, plain, tunnels], &watch);
-        tokio::spawn(review(pod.clone(), watch.clone()));
         tokio::spawn(prefetch(pod.clone(), watch));
-        self.running.lock().insert(uid.to_owned(), Running { pod, drain: trigger });
+        self.running.lock().insert(uid.to_owned(), Running { pod, drain: trigger, _review: review });
         self.shared.metrics.pods_active.inc();
         self.shared.metrics.pods_started.inc();
         Ok(())
@@ -218,15 +226,20 @@ impl Serve for ServePods {
     async fn stop(&mut self, uid: &str, graceful: bool) {
         let Some(running) = self.0.running.lock().remove(uid) else { return };
         let limit = if graceful { self.0.shared.settings.drain } else { Duration::ZERO };
-        let identity = running.pod.identity.get().cloned();
+        let pods = self.0.clone();
+        let end = async move {
+            let identity = running.pod.identity.get().cloned();
+            running.stop(limit).await;
+            // Not before: a connection that is open still may ask for it, and would bring it back for good.
+            if let Some(identity) = identity {
+                pods.forget_identity(&identity);
+            }
+        };
         if graceful {
             // Listeners close when the drain starts; what is open may take its time.
-            tokio::spawn(async move { running.stop(limit).await });
+            tokio::spawn(end);
         } else {
-            running.stop(limit).await;
-        }
-        if let Some(identity) = identity {
-            self.0.forget_identity(&identity);
+            end.await;
         }
     }
 }
@@ -252,13 +265,8 @@ fn spawn_listeners(pod: &Arc<Pod>, [out, plain, tunnels]: [TcpListener; 3], watc
 }
 
 /// Asks policy again about open connections whenever the mesh changes.
-async fn review(pod: Arc<Pod>, mut drain: drain::Watch) {
-    let mut changed = pod.shared.mesh.changed();
-    loop {
-        tokio::select! {
-            change = changed.changed() => if change.is_err() { return },
-            _ = drain.started() => return,
-        }
+async fn review(pod: Arc<Pod>, mut changed: watch::Receiver<u64>) {
+    while changed.changed().await.is_ok() {
         pod.connections.review(|subject| pod.still(subject));
     }
 }

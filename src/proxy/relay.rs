@@ -75,7 +75,11 @@ pub(super) async fn tcp_to_tunnel(app: &TcpStream, stream: Stream, app_is: Side,
                 biased;
                 data = read(app, &mut size) => data.map_err(|error| Broken::tcp(name, error))?,
                 // An application that only listens sends nothing that would show it.
-                reason = send.closed() => return Err(Broken::Tunnel(reason)),
+                reason = send.closed() => match reason.code() {
+                    // The peer has ended the stream and wants no more (RFC 9113 §8.1): what it sent is complete.
+                    closed if *closed == code::PEER_CLOSED => return Ok(()),
+                    _ => return Err(Broken::Tunnel(reason)),
+                },
             };
             let Some(data) = data else { break };
             let length = data.len();
@@ -281,3 +285,6 @@ fn shutdown(to: &TcpStream) {
 pub(super) fn reset(socket: &TcpStream) {
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
+
+#[cfg(test)]
+mod tests;

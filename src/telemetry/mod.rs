@@ -1,5 +1,7 @@
-//! What the process says about itself: log lines and metrics. Used by every room, uses only `base`.
+//! What the process says about itself: log lines, metrics, and the server that hands such pages out. Used by every room,
+//! uses only `base`.
 
+pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod process;

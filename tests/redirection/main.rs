@@ -8,4 +8,5 @@ mod agent;
 mod enrolment;
 mod existing;
 mod routing;
+mod visits;
 mod world;

@@ -1,6 +1,11 @@
 //! Which connections reach the proxy, and with what they arrive there.
 
-use crate::world::{Dial, accept, both_families, connect, listen, talk};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
+
+use crate::world::{Dial, World, accept, both_families, connect, listen, send_ack, talk};
 
 #[test]
 fn what_the_application_opens_arrives_at_the_proxy_with_its_destination() {
@@ -26,6 +31,28 @@ fn plaintext_for_the_application_arrives_at_the_proxy() {
         assert_eq!(arrived.peer, world.family.host);
         talk(&mut client, &mut arrived.stream);
     });
+}
+
+#[test]
+fn a_stranger_cannot_open_a_way_past_the_proxy_with_a_stray_segment() {
+    both_families(|world| {
+        let application = listen(&world.pod, 80);
+        world.enrol();
+        // The kernel takes a stray segment for the middle of a connection, and from then on translates nothing of it.
+        send_ack(world, (world.family.host, 40_000), (world.family.pod, 80));
+        assert!(!opens(world, 40_000), "the connection was opened");
+        application.set_nonblocking(true).expect("option");
+        let error = application.accept().expect_err("the application was reached in plaintext");
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    });
+}
+
+/// Whether a connection from that port of the host to the application is taken by anybody.
+fn opens(world: &World, port: u16) -> bool {
+    let socket = world.host.run(|| Socket::new(Domain::for_address((world.family.pod, 80).into()), Type::STREAM, None)).expect("enter");
+    let socket = socket.expect("socket");
+    socket.bind(&SocketAddr::new(world.family.host, port).into()).expect("bind");
+    socket.connect_timeout(&SocketAddr::new(world.family.pod, 80).into(), Duration::from_millis(500)).is_ok()
 }
 
 #[test]

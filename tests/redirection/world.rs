@@ -11,7 +11,7 @@ use futures::TryStreamExt;
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use warren::agent::redirect::nft::Nft;
 use warren::agent::redirect::{Options, Redirect, State};
 use warren::net::NetNs;
@@ -144,6 +144,52 @@ pub(crate) fn connect(netns: &NetNs, to: IpAddr, port: u16, dial: Dial) -> TcpSt
     let stream: TcpStream = socket.into();
     stream.set_read_timeout(Some(LIMIT)).expect("timeout");
     stream
+}
+
+/// Sends one TCP segment with only ACK set, outside of any connection, and sees it arrive. It is signed (RFC 2385), which
+/// nobody asked for: the receiver drops it without an answer.
+pub(crate) fn send_ack(world: &World, from: (IpAddr, u16), to: (IpAddr, u16)) {
+    let mut segment = Vec::new();
+    segment.extend(from.1.to_be_bytes());
+    segment.extend(to.1.to_be_bytes());
+    segment.extend([0, 0, 0, 1, 0, 0, 0, 1]);
+    // A header of ten words, ACK, a window; the option, filled up.
+    segment.extend([0xa0, 0x10, 0xff, 0xff, 0, 0, 0, 0, 19, 18]);
+    segment.resize(38, 7);
+    segment.extend([1, 1]);
+    let sum = checksum(from.0, to.0, &segment);
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+    let raw = |netns: &NetNs, ip: IpAddr| {
+        let domain = Domain::for_address(SocketAddr::new(ip, 0));
+        let socket = netns.run(|| Socket::new(domain, Type::RAW, Some(Protocol::TCP))).expect("enter").expect("raw socket");
+        socket.bind(&SocketAddr::new(ip, 0).into()).expect("bind");
+        socket.set_read_timeout(Some(LIMIT)).expect("timeout");
+        socket
+    };
+    let (sender, mut receiver) = (raw(&world.host, from.0), raw(&world.pod, to.0));
+    sender.send_to(&segment, &SocketAddr::new(to.0, 0).into()).expect("send");
+    let mut buffer = [0; 128];
+    let length = receiver.read(&mut buffer).expect("the segment arrives");
+    // IPv4 raw sockets read the IP header too.
+    assert!(buffer[..length].ends_with(&segment), "the segment arrives");
+}
+
+/// RFC 9293 §3.1: over the pseudo header and the segment.
+fn checksum(from: IpAddr, to: IpAddr, segment: &[u8]) -> u16 {
+    let mut bytes = Vec::new();
+    for ip in [from, to] {
+        match ip {
+            IpAddr::V4(ip) => bytes.extend(ip.octets()),
+            IpAddr::V6(ip) => bytes.extend(ip.octets()),
+        }
+    }
+    bytes.extend([0, 6, 0, u8::try_from(segment.len()).expect("short")]);
+    bytes.extend(segment);
+    let mut sum: u32 = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
 }
 
 /// The next connection of a listener.

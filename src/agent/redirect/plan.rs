@@ -75,6 +75,8 @@ pub enum Kind {
 pub enum Hook {
     /// As it comes in.
     Prerouting,
+    /// Before it reaches a local socket.
+    Input,
     /// As it leaves a local socket.
     Output,
 }
@@ -113,6 +115,8 @@ pub enum Match {
     NotMarked(u32),
     /// The connection has this mark.
     ConnectionMarked(u32),
+    /// It came by the loopback interface.
+    InLoopback,
     /// It leaves by the loopback interface.
     OutLoopback,
 }
@@ -122,6 +126,8 @@ pub enum Match {
 pub enum Action {
     /// Ends the chain.
     Accept,
+    /// The packet is gone.
+    Drop,
     /// To this port of this host.
     Redirect(u16),
     /// Marks the connection, within the mask.
@@ -145,12 +151,15 @@ impl Plan {
             Mode::Hold => (vec![hold()], vec![hold()]),
         };
         let chain = |name, kind, hook, priority, rules| Chain { name, kind, hook, priority, rules };
-        let chains = vec![
+        let mut chains = vec![
             chain("mark-inbound", Kind::Filter, Hook::Prerouting, -150, vec![mark_proxy_leg()]),
             chain("mark-answers", Kind::Route, Hook::Output, -150, vec![mark_answers()]),
             chain("inbound", Kind::Nat, Hook::Prerouting, -100, inbound),
             chain("outbound", Kind::Nat, Hook::Output, -100, outbound),
         ];
+        if mode == Mode::Redirect {
+            chains.push(chain("closed", Kind::Filter, Hook::Input, 0, closed(probe)));
+        }
         Self { family, mode, chains }
     }
 
@@ -181,6 +190,29 @@ fn inbound(loopback: IpAddr, probe: IpAddr) -> Vec<Rule> {
             why: "plaintext from outside goes to the proxy",
             matches: vec![Match::Tcp, Match::Opens, Match::NotTo(loopback), Match::NotToPort(port::TUNNEL), Match::NotMarked(PROXY_MARK)],
             action: Action::Redirect(port::INBOUND),
+        },
+    ]
+}
+
+/// What must not reach the application past the proxy.
+///
+/// The kernel decides once for each connection whether it is translated. A stray segment in the middle of nothing, sent
+/// on purpose, decides that it is not, and whatever is opened with the same addresses and ports afterwards would come
+/// through untranslated. So what is opened from outside and still has a port that is not the proxy's ends here.
+fn closed(probe: IpAddr) -> Vec<Rule> {
+    vec![
+        Rule { why: "the pod and its proxy to the application", matches: vec![Match::InLoopback], action: Action::Accept },
+        Rule { why: "probes", matches: vec![Match::Tcp, Match::From(probe)], action: Action::Accept },
+        Rule {
+            why: "nothing is opened past the proxy",
+            matches: vec![
+                Match::Tcp,
+                Match::Opens,
+                Match::NotToPort(port::TUNNEL),
+                Match::NotToPort(port::INBOUND),
+                Match::NotMarked(PROXY_MARK),
+            ],
+            action: Action::Drop,
         },
     ]
 }
@@ -247,7 +279,8 @@ mod tests {
     }
 
     fn verdict(plan: &Plan, packet: Packet) -> Action {
-        let chain = plan.chains.iter().find(|chain| chain.kind == Kind::Nat && chain.hook == packet.hook).expect("a NAT chain");
+        let decides = |chain: &&Chain| chain.hook == packet.hook && (chain.kind == Kind::Nat || chain.hook == Hook::Input);
+        let chain = plan.chains.iter().find(decides).expect("a chain that decides");
         let is = |text: &str, ip: IpAddr| text.parse::<IpAddr>().expect("an address") == ip;
         let holds = |condition: &Match| match *condition {
             Match::Tcp | Match::New => true,
@@ -259,7 +292,7 @@ mod tests {
             Match::Marked(mark) => packet.mark & MARK_MASK == mark,
             Match::NotMarked(mark) => packet.mark & MARK_MASK != mark,
             Match::ConnectionMarked(_) => false,
-            Match::OutLoopback => packet.loopback,
+            Match::InLoopback | Match::OutLoopback => packet.loopback,
         };
         chain.rules.iter().find(|rule| rule.matches.iter().all(holds)).map_or(Action::Accept, |rule| rule.action)
     }
@@ -291,6 +324,26 @@ mod tests {
             assert_eq!(verdict(&plan, packet), expected, "{name}");
             assert!(matches!(verdict(&holding, packet), Action::Count), "{name}: nothing is redirected any more");
         }
+    }
+
+    #[test]
+    fn what_was_not_translated_is_dropped_before_the_application() {
+        let untranslated = Packet { hook: Hook::Input, from: "10.0.0.9", to: "10.0.0.2", port: 80, mark: 0, loopback: false, opens: true };
+        let cases = [
+            ("plaintext that went round the proxy", untranslated, Action::Drop),
+            ("translated plaintext", Packet { port: 15006, ..untranslated }, Action::Accept),
+            ("a tunnel", Packet { port: 15008, ..untranslated }, Action::Accept),
+            ("a probe", Packet { from: "169.254.7.127", ..untranslated }, Action::Accept),
+            ("the proxy's call of the application", Packet { mark: 0x539, loopback: true, ..untranslated }, Action::Accept),
+            ("the application calls its own address", Packet { loopback: true, ..untranslated }, Action::Accept),
+            ("the middle of an old connection", Packet { opens: false, ..untranslated }, Action::Accept),
+        ];
+        let plan = Plan::new(Family::V4, Mode::Redirect, &Options::default());
+        for (name, packet, expected) in cases {
+            assert_eq!(verdict(&plan, packet), expected, "{name}");
+        }
+        let holding = Plan::new(Family::V4, Mode::Hold, &Options::default());
+        assert!(holding.chains.iter().all(|chain| chain.hook != Hook::Input), "a pod that leaves is open");
     }
 
     #[test]

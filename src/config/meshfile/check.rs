@@ -60,9 +60,9 @@ pub(super) fn service(service: &Service) -> Verdict {
 }
 
 pub(super) fn policy(policy: &Policy) -> Verdict {
-    subdomain("name", &policy.name)?;
+    policy_name(&policy.name)?;
     label_name("namespace", &policy.namespace)?;
-    labels("selector", &policy.selector)?;
+    selector(&policy.selector)?;
     if policy.global && !policy.selector.is_empty() {
         return Err("global and selector exclude each other".to_owned());
     }
@@ -71,6 +71,14 @@ pub(super) fn policy(policy: &Policy) -> Verdict {
         .iter()
         .enumerate()
         .try_for_each(|(index, rule)| rule_values(rule).map_err(|reason| format!("rule {}: {reason}", index + 1)))
+}
+
+pub(super) fn policy_name(name: &str) -> Verdict {
+    subdomain("name", name)
+}
+
+pub(super) fn selector(selector: &BTreeMap<String, String>) -> Verdict {
+    labels("selector", selector)
 }
 
 fn rule_values(rule: &Rule) -> Verdict {

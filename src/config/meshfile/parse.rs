@@ -27,8 +27,16 @@ pub(super) struct Raw {
 /// One element of a list.
 #[derive(Debug)]
 pub(super) enum Element<T> {
-    Good { value: T, place: Place },
-    Bad { namespace: Option<String>, name: Option<String>, place: Place, reason: String },
+    Good {
+        value: T,
+        place: Place,
+    },
+    /// Without a label when not even that can be read.
+    Bad {
+        label: Option<Label>,
+        place: Place,
+        reason: String,
+    },
 }
 
 /// Line and column, from 1.
@@ -208,11 +216,11 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ListSeed<'_, T> {
                 None => list.next_element::<Spanned<T>>()?.map(|read| Element::Good { value: read.value, place: read.referenced.into() }),
                 Some(skip) => {
                     let label = match skip.nameless {
-                        true => list.next_element::<IgnoredAny>()?.map(|_| Label::default()),
-                        false => list.next_element::<Label>()?,
+                        true => list.next_element::<IgnoredAny>()?.map(|_| None),
+                        false => list.next_element::<Label>()?.map(Some),
                     };
                     let Fault { place, reason } = &skip.fault;
-                    label.map(|label| Element::Bad { namespace: label.namespace, name: label.name, place: *place, reason: reason.clone() })
+                    label.map(|label| Element::Bad { label, place: *place, reason: reason.clone() })
                 }
             };
             self.walk.at.set(None);
@@ -224,10 +232,37 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ListSeed<'_, T> {
     }
 }
 
-/// The name of an element that is wrong otherwise.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Label {
-    name: Option<String>,
-    namespace: Option<String>,
+/// What can be read of an element that is wrong otherwise: its name, and of a policy which pods it is for.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct Label {
+    pub(super) name: Option<String>,
+    pub(super) namespace: Option<String>,
+    pub(super) selector: Option<Readable<BTreeMap<String, String>>>,
+    pub(super) global: Option<Readable<bool>>,
+    pub(super) dry_run: Option<Readable<bool>>,
+}
+
+impl Label {
+    /// Namespace and name, if there is a name.
+    pub(super) fn name(&self) -> Option<(String, String)> {
+        Some((self.namespace.clone().unwrap_or_else(super::default_name), self.name.clone()?))
+    }
+}
+
+/// A field that may itself be what is wrong.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Readable<T> {
+    Yes(T),
+    No(IgnoredAny),
+}
+
+impl<T> Readable<T> {
+    pub(super) fn ok(self) -> Option<T> {
+        match self {
+            Readable::Yes(value) => Some(value),
+            Readable::No(_) => None,
+        }
+    }
 }

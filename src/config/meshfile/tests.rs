@@ -128,3 +128,65 @@ fn a_rejected_element_keeps_its_previous_version() {
     assert_eq!(loaded.keep_previous(&previous), ["pod other/outside", "service default/web"]);
     assert_eq!(loaded.mesh, previous);
 }
+
+#[test]
+fn a_rejected_policy_without_an_older_version_refuses_everything_in_its_scope() {
+    let refusal = |text: &str| {
+        let mut loaded = parse(&format!("pods: []\npolicies:\n  - {text}\n")).expect(text);
+        assert_eq!(loaded.rejected.len(), 1, "{text}");
+        assert!(loaded.mesh.policies.is_empty(), "{text}");
+        loaded.refuse_instead();
+        loaded.mesh.policies.pop()
+    };
+    let selector = |pairs: &[(&str, &str)]| pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let everything = |namespace: &str, name: &str| Policy {
+        name: name.to_owned(),
+        namespace: namespace.to_owned(),
+        selector: BTreeMap::new(),
+        global: false,
+        action: Action::Deny,
+        dry_run: false,
+        rules: vec![Rule::default()],
+    };
+    let web = Policy { selector: selector(&[("app", "web")]), ..everything("shop", "p") };
+    let cases = [
+        ("{name: p, namespace: shop, selector: {app: web}, action: Permit}", Some(web.clone())),
+        ("{name: p, namespace: shop, selector: {app: web}, action: Allow, rules: [{principals: ['']}]}", Some(web)),
+        ("{name: p, namespace: shop, selector: web, action: Allow}", Some(everything("shop", "p"))),
+        ("{name: p, namespace: shop, selector: {app: 'we b'}, action: Allow}", Some(everything("shop", "p"))),
+        ("{name: p, action: Allow, ruels: []}", Some(everything("default", "p"))),
+        ("{name: No Name, namespace: shop, action: Allow}", Some(everything("shop", "rejected-1"))),
+        ("{namespace: shop, action: Allow}", Some(everything("shop", "rejected-1"))),
+        ("{name: p, global: true, action: Maybe}", Some(Policy { global: true, ..everything("default", "p") })),
+        ("{name: p, global: [], action: Allow}", Some(Policy { global: true, ..everything("default", "p") })),
+        ("{name: p, dryRun: true, action: Maybe}", None),
+        ("{name: [], action: Allow}", None),
+        ("5", None),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(refusal(text), expected, "{text}");
+    }
+}
+
+#[test]
+fn a_policy_with_a_good_version_keeps_it_instead_of_refusing_everything() {
+    let previous = parse(GOOD).expect("good").mesh;
+    let mut loaded = parse(&GOOD.replace("action: Deny", "action: Maybe")).expect("shape");
+    assert_eq!(loaded.keep_previous(&previous), ["policy default/deny-other"]);
+    assert!(loaded.refuse_instead().is_empty());
+    assert_eq!(loaded.mesh.policies, previous.policies);
+}
+
+#[test]
+fn two_pods_have_two_uids() {
+    let pod = |name: &str, uid: &str| format!("  - {{name: {name}, node: n1, ips: [10.0.0.1], uid: {uid}}}\n");
+    let loaded = parse(&format!("pods:\n{}{}", pod("a", "u1"), pod("b", "u1"))).expect("shape");
+    assert_eq!(loaded.mesh.pods.len(), 1);
+    assert!(loaded.rejected[0].to_string().contains("uid u1 is another one's"), "{}", loaded.rejected[0]);
+
+    // What comes back is not in the way of what is there.
+    let previous = parse(&format!("pods:\n{}", pod("b", "u1"))).expect("good").mesh;
+    let mut loaded = parse(&format!("pods:\n{}{}", pod("a", "u1"), pod("b", "u1"))).expect("shape");
+    assert!(loaded.keep_previous(&previous).is_empty());
+    assert_eq!(loaded.mesh.pods.len(), 1);
+}

@@ -121,6 +121,7 @@ fn chain_attributes(chain: &Chain) -> Attributes {
     };
     let hook = match chain.hook {
         Hook::Prerouting => 0,
+        Hook::Input => 1,
         Hook::Output => 3,
     };
     let mut attributes = Attributes::default();
@@ -183,27 +184,22 @@ fn encode_match(list: &mut Attributes, condition: Match) {
             load_ct(list, CT_MARK);
             compare_mark(list, EQUAL, mark);
         }
-        Match::OutLoopback => {
+        Match::InLoopback | Match::OutLoopback => {
             let mut name = [0; 16];
             name[..2].copy_from_slice(b"lo");
-            load_meta(list, META_OIFNAME);
+            load_meta(list, if condition == Match::InLoopback { META_IIFNAME } else { META_OIFNAME });
             compare(list, EQUAL, &name);
         }
     }
 }
 
 fn encode_action(list: &mut Attributes, action: Action) {
-    const VERDICT_CODE: u16 = 1;
+    const DROP: u32 = 0;
     const ACCEPT: u32 = 1;
     const REDIRECT_PORT: u16 = 1;
     match action {
-        Action::Accept => expression(list, "immediate", |data| {
-            data.number(IMMEDIATE_REGISTER, VERDICT_REGISTER).nest(IMMEDIATE_DATA, |value| {
-                value.nest(DATA_VERDICT, |verdict| {
-                    verdict.number(VERDICT_CODE, ACCEPT);
-                });
-            });
-        }),
+        Action::Accept => encode_verdict(list, ACCEPT),
+        Action::Drop => encode_verdict(list, DROP),
         Action::Redirect(port) => {
             expression(list, "immediate", |data| {
                 data.number(IMMEDIATE_REGISTER, REGISTER).nest(IMMEDIATE_DATA, |value| {
@@ -232,12 +228,24 @@ fn encode_action(list: &mut Attributes, action: Action) {
     }
 }
 
+fn encode_verdict(list: &mut Attributes, code: u32) {
+    const VERDICT_CODE: u16 = 1;
+    expression(list, "immediate", |data| {
+        data.number(IMMEDIATE_REGISTER, VERDICT_REGISTER).nest(IMMEDIATE_DATA, |value| {
+            value.nest(DATA_VERDICT, |verdict| {
+                verdict.number(VERDICT_CODE, code);
+            });
+        });
+    });
+}
+
 const IMMEDIATE_REGISTER: u16 = 1;
 const IMMEDIATE_DATA: u16 = 2;
 const META_TARGET: u16 = 1;
 const META_KEY: u16 = 2;
 const META_SOURCE: u16 = 3;
 const META_MARK: u32 = 3;
+const META_IIFNAME: u32 = 6;
 const META_OIFNAME: u32 = 7;
 const META_L4PROTO: u32 = 16;
 const CT_TARGET: u16 = 1;

@@ -24,11 +24,15 @@ const CONNECTIONS: usize = 128;
 pub async fn serve(listener: TcpListener, router: Router, mut drain: Watch) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        let Ok(permit) = permits.clone().acquire_owned().await else { return };
+        let next = async {
+            let permit = permits.clone().acquire_owned().await.ok()?;
+            Some((listener.accept().await, permit))
+        };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = next => accepted,
             _ = drain.started() => return,
         };
+        let Some((accepted, permit)) = accepted else { return };
         match accepted {
             Ok((stream, _)) => {
                 let router = router.clone();
@@ -58,5 +62,38 @@ async fn one(stream: TcpStream, router: Router) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "HTTP connection ended"),
         Err(_) => tracing::debug!("HTTP connection was open too long"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::base::drain;
+
+    #[tokio::test]
+    async fn a_client_that_says_nothing_is_dropped_and_others_are_answered() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let to = listener.local_addr().unwrap();
+        let (trigger, watch) = drain::new();
+        let router = Router::new().route("/", get(async || "page"));
+        let server = tokio::spawn(serve(TcpListener::from_std(listener).unwrap(), router, watch));
+        let connect = || {
+            let stream = std::net::TcpStream::connect(to).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            TcpStream::from_std(stream).unwrap()
+        };
+        let (mut silent, mut client) = (connect(), connect());
+        let mut answer = String::new();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        tokio::time::timeout(HEADER_TIMEOUT * 5, client.read_to_string(&mut answer)).await.unwrap().unwrap();
+        assert!(answer.ends_with("page"), "{answer}");
+        let closed = tokio::time::timeout(HEADER_TIMEOUT * 5, silent.read_to_end(&mut Vec::new())).await;
+        closed.expect("the silent client is dropped").unwrap();
+        assert!(trigger.drain(HEADER_TIMEOUT).await, "the drain ends the server");
+        server.await.unwrap();
     }
 }
