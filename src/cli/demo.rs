@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use crate::base::{Error, Result, code};
 use crate::demo::capture::Recorder;
-use crate::demo::story::{self, Options};
+use crate::demo::sandbox::Sandbox;
+use crate::demo::story::mesh::Mesh;
+use crate::demo::story::{self, Told, hold};
 use crate::demo::{pod, sandbox, wait};
 
 /// Shows the mesh at work: two nodes and their pods on this machine, in namespaces that vanish afterwards.
@@ -93,7 +95,7 @@ enum Role {
     },
 }
 
-/// Tells the story. Returns 128 and the signal's number when one ended it.
+/// Tells the story. The status is 128 and the signal's number when one ended it; after `--hold` that is a good end.
 ///
 /// # Errors
 /// The machine does not allow it, or a claim does not hold.
@@ -101,21 +103,35 @@ pub fn run(args: Args) -> Result<ExitCode> {
     // Before the namespaces are left: inside, the path may mean another file.
     let recorder = args.pcap.map(recorder).transpose()?;
     let program = std::env::current_exe().map_err(|error| Error::caused(&code::DEMO_UNSUPPORTED, "/proc is needed", error))?;
-    let sandbox = sandbox::enter()?;
-    wait::catch_signals()?;
-    let (report, error) = story::tell(&sandbox, Options { program, recorder, hold: args.hold });
-    // After --hold, Ctrl-C is how it ends well.
-    if let Some(signal) = wait::interrupted()
-        && !report.ok
+    let sandbox = match prepare() {
+        Ok(sandbox) => sandbox,
+        Err(error) => return show(args.json, Told::failed(error)).map(|_| ExitCode::FAILURE),
+    };
+    let told = story::tell(&sandbox, &program, recorder);
+    if told.error.is_some()
+        && let Some(signal) = wait::interrupted()
     {
         return Ok(ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX)));
     }
-    if args.json {
-        print(&report)?;
-    } else {
-        println!("\n{}", report.text());
+    let Some(mut mesh) = show(args.json, told)? else { return Ok(ExitCode::SUCCESS) };
+    if args.hold
+        && let Err(error) = hold::hold(&mut mesh, &sandbox)
+        && wait::interrupted().is_none()
+    {
+        return Err(error);
     }
-    error.map_or(Ok(ExitCode::SUCCESS), Err)
+    mesh.stop();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the report; gives the mesh when every claim holds.
+fn show(json: bool, told: Told) -> Result<Option<Mesh>> {
+    if json {
+        print(&told.report)?;
+    } else if !told.report.claims.is_empty() {
+        println!("\n{}", told.report.text());
+    }
+    told.error.map_or(Ok(told.mesh), Err)
 }
 
 /// Enters a sandbox and runs the command there.
@@ -148,6 +164,12 @@ pub fn pod(args: PodArgs) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn prepare() -> Result<Sandbox> {
+    let sandbox = sandbox::enter()?;
+    wait::catch_signals()?;
+    Ok(sandbox)
 }
 
 fn recorder(path: PathBuf) -> Result<Recorder> {

@@ -84,7 +84,7 @@ fn until_signal<F: Future<Output = Result<()>>>(role: impl FnOnce(Watch) -> F) -
         Some("json") => log::Format::Json,
         _ => log::Format::Plain,
     };
-    log::init(format, vars.some(&env::RUST_LOG).unwrap_or("info"))?;
+    let _log = log::init(format, vars.some(&env::RUST_LOG).unwrap_or("info"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

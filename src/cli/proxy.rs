@@ -36,7 +36,7 @@ const PODS: &str = "workload proxy manager";
 /// Runs the node proxy until it is told to end.
 pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
     let settings = Settings::from_env(&Env::process())?;
-    log::init(settings.log_format, &settings.log_filter)?;
+    let _log = log::init(settings.log_format, &settings.log_filter)?;
     if !arguments.ignored.is_empty() {
         tracing::debug!(arguments = ?arguments.ignored, "arguments are ignored");
     }

@@ -5,11 +5,12 @@ use std::future::poll_fn;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use h2::{Reason, RecvStream, SendStream};
 
 use super::failure::{of_reset, of_stream};
 use super::link::Link;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, code};
 
 /// Whatever must live as long as a stream does: its place in a tunnel.
 pub(super) type Guard = Arc<dyn Any + std::marker::Send + Sync>;
@@ -107,7 +108,7 @@ impl Send {
                 }
             }
             let chunk = bytes.split_to(bytes.len().min(self.inner.capacity()));
-            self.inner.send_data(chunk, false).map_err(|error| explain(&self.link, "sending", error))?;
+            self.inner.send_data(chunk, false).map_err(|error| self.refused("sending", error))?;
         }
         Ok(())
     }
@@ -120,7 +121,7 @@ impl Send {
         if std::mem::replace(&mut self.ended, true) {
             return Ok(());
         }
-        self.inner.send_data(Bytes::new(), true).map_err(|error| explain(&self.link, "finishing", error))
+        self.inner.send_data(Bytes::new(), true).map_err(|error| self.refused("finishing", error))
     }
 
     /// Ends both directions at once and tells the peer that the transfer is incomplete.
@@ -135,6 +136,18 @@ impl Send {
         match closed {
             Ok(reason) => of_reset("sending", reason),
             Err(error) => explain(&self.link, "sending", error),
+        }
+    }
+
+    /// Why the engine takes no more for this stream: if it was closed meanwhile, what closed it says more than that.
+    fn refused(&mut self, doing: &str, error: h2::Error) -> Error {
+        match poll_fn(|cx| self.inner.poll_reset(cx)).now_or_never() {
+            Some(Ok(reason)) => of_reset(doing, reason),
+            Some(Err(cause)) if self.link.reason().is_none() && cause.is_io() => of_stream(doing, cause),
+            _ => self.link.reason().unwrap_or_else(|| {
+                tracing::debug!(%error, doing, "stream taken no more");
+                Error::new(&code::PEER_CLOSED, format!("{doing}: the tunnel ended with the connection open"))
+            }),
         }
     }
 

@@ -21,7 +21,8 @@ where
     Fut: Future<Output = ()> + Send + 'static,
 {
     let start = |stream, permit, mut drain: Watch| {
-        let work = serve(stream);
+        // On the heap: moved into the task's select, the compiler would keep room for it twice.
+        let work = Box::pin(serve(stream));
         tokio::spawn(async move {
             let _permit = permit;
             tokio::select! {

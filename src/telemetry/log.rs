@@ -1,9 +1,13 @@
 //! The process log: one subscriber, plain or JSON, to stdout; its filter can be changed while the process runs.
+//!
+//! Lines go through a bounded queue and are written by a thread of their own: a reader of stdout that stands still must not
+//! stop connections. What does not fit is dropped and counted.
 
 use std::io::IsTerminal;
 use std::sync::OnceLock;
 
 use parking_lot::Mutex;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Directive;
 use tracing_subscriber::fmt::time::UtcTime;
 use tracing_subscriber::layer::SubscriberExt;
@@ -22,7 +26,18 @@ pub enum Format {
     Json,
 }
 
+/// Lines that may wait to be written.
+const QUEUE: usize = 10_000;
+
+/// Writes what is waiting when it is dropped: hold it until the process ends.
+#[must_use = "dropped, it ends the log"]
+#[derive(Debug)]
+pub struct Guard {
+    _writer: WorkerGuard,
+}
+
 struct Control {
+    dropped: ErrorCounter,
     handle: reload::Handle<EnvFilter, Registry>,
     default: String,
     current: Mutex<String>,
@@ -34,17 +49,30 @@ static CONTROL: OnceLock<Control> = OnceLock::new();
 ///
 /// # Errors
 /// The filter cannot be parsed.
-pub fn init(format: Format, filter: &str) -> Result<()> {
+pub fn init(format: Format, filter: &str) -> Result<Guard> {
     let (filter_layer, handle) = reload::Layer::new(parse(filter)?);
+    let (writer, guard) =
+        NonBlockingBuilder::default().buffered_lines_limit(QUEUE).lossy(true).thread_name("warren-log").finish(std::io::stdout());
+    let dropped = writer.error_counter();
     let registry = tracing_subscriber::registry().with(filter_layer);
     let started = match format {
-        Format::Plain => registry.with(fmt::layer().with_timer(UtcTime::rfc_3339()).with_ansi(std::io::stdout().is_terminal())).try_init(),
-        Format::Json => registry.with(fmt::layer().json().flatten_event(true).with_timer(UtcTime::rfc_3339())).try_init(),
+        Format::Plain => {
+            let ansi = std::io::stdout().is_terminal();
+            registry.with(fmt::layer().with_timer(UtcTime::rfc_3339()).with_ansi(ansi).with_writer(writer)).try_init()
+        }
+        Format::Json => {
+            registry.with(fmt::layer().json().flatten_event(true).with_timer(UtcTime::rfc_3339()).with_writer(writer)).try_init()
+        }
     };
     if started.is_ok() {
-        let _ = CONTROL.set(Control { handle, default: filter.to_owned(), current: Mutex::new(filter.to_owned()) });
+        let _ = CONTROL.set(Control { dropped, handle, default: filter.to_owned(), current: Mutex::new(filter.to_owned()) });
     }
-    Ok(())
+    Ok(Guard { _writer: guard })
+}
+
+/// Lines that were dropped because the queue was full.
+pub fn dropped_lines() -> usize {
+    CONTROL.get().map(|control| control.dropped.dropped_lines()).unwrap_or_default()
 }
 
 /// The filter now.

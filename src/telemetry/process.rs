@@ -2,9 +2,10 @@
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-/// `process_open_fds`, `process_max_fds`, `process_resident_memory_bytes`.
+/// `process_open_fds`, `process_max_fds`, `process_resident_memory_bytes`, `warren_log_lines_dropped_total`.
 #[derive(Debug)]
 pub struct ProcessCollector;
 
@@ -17,7 +18,14 @@ impl Collector for ProcessCollector {
         };
         gauge("process_open_fds", "Open file descriptors", open_fds())?;
         gauge("process_max_fds", "Limit of open file descriptors", max_fds())?;
-        gauge("process_resident_memory_bytes", "Resident memory", resident_bytes())
+        gauge("process_resident_memory_bytes", "Resident memory", resident_bytes())?;
+        let dropped = ConstCounter::new(super::log::dropped_lines() as u64);
+        dropped.encode(encoder.encode_descriptor(
+            "warren_log_lines_dropped",
+            "Log lines that did not fit the queue",
+            None,
+            dropped.metric_type(),
+        )?)
     }
 }
 

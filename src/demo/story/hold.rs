@@ -2,18 +2,19 @@
 
 use std::path::Path;
 
-use super::Progress;
 use super::mesh::Mesh;
 use crate::base::Result;
 use crate::demo::sandbox::Sandbox;
 use crate::demo::wait;
 
 /// Enrols the pods again, prints what can be looked at, and waits for a signal.
-pub(super) fn hold(mesh: &mut Mesh, sandbox: &Sandbox, progress: &Progress) -> Result<()> {
+///
+/// # Errors
+/// The pods cannot be enrolled.
+pub fn hold(mesh: &mut Mesh, sandbox: &Sandbox) -> Result<()> {
     mesh.enrol(true)?;
     mesh.wait_until_enrolled()?;
-    progress.say("the mesh is up again and stays until Ctrl-C");
-    eprintln!("{}", guide(mesh, sandbox)?);
+    eprintln!("the pods are enrolled again; the mesh stays up until Ctrl-C\n{}", guide(mesh, sandbox)?);
     wait::forever();
     Ok(())
 }
