@@ -1,15 +1,19 @@
 //! An agent that speaks nonsense.
 
-use std::fs::File;
-use std::io::{ErrorKind, IoSlice, Read};
+use std::fs::{File, Permissions};
+use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use socket2::{Domain, SockAddr, Socket, Type};
+use warren::demo::wait::wait_for;
 use warren::zds::codec::{Answer, Request, decode_answer, decode_hello, encode_request};
 
-use crate::common::sandboxed;
+use crate::common::{WARREN, sandboxed, warren};
 use crate::tools::{LIMIT, listens, metric, metrics, prepared, readiness, soon, wait_for_tunnel};
 
 #[test]
@@ -74,6 +78,74 @@ fn a_lying_agent_is_refused_again_and_again_and_a_good_one_is_served_afterwards(
         mesh.start_proxy(2, &[]).unwrap();
         wait_for_tunnel(&mut mesh, "client", "server", 1);
     });
+}
+
+/// Outside of any sandbox, where a user has no power over other namespaces; root gives its power up for it.
+#[test]
+fn a_proxy_without_privilege_refuses_the_pod_and_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+    let mut pod = Process::start(warren(&["sandbox", "--", WARREN, "demo-pod", "serve"]), &dir.path().join("pod.log"));
+    pod.wait_for("listening");
+    let netns = File::open(format!("/proc/{}/ns/net", pod.0.id())).unwrap();
+
+    let path = dir.path().join("zds.sock");
+    let agent = Agent::listen(&path);
+    std::fs::set_permissions(&path, Permissions::from_mode(0o777)).unwrap();
+    let port = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let readiness = port();
+    let mut command = warren(&["proxy"]);
+    command.env_clear().env("INPOD_UDS", &path).envs([("XDS_ADDRESS", ""), ("CA_ADDRESS", "https://127.0.0.1:1"), ("NODE_NAME", "n")]);
+    for (name, port) in [("READINESS_PORT", readiness), ("ADMIN_PORT", port()), ("STATS_PORT", port())] {
+        command.env(name, port.to_string());
+    }
+    if nix::unistd::Uid::effective().is_root() {
+        command.uid(65534).gid(65534);
+    }
+    let mut proxy = Process::start(command, &dir.path().join("proxy.log"));
+    let session = agent.accept();
+    for _ in 0..2 {
+        session.send(&encode_request(&Request::Add { uid: "u".to_owned(), info: info("client") }).unwrap(), &[netns.as_raw_fd()]);
+        let answer = session.receive();
+        let Some(Answer::Refused(why)) = &answer else { panic!("{answer:?}:\n{}", proxy.output()) };
+        assert!(why.contains("not permitted") && why.contains("W5004"), "{why}");
+    }
+    session.send(&encode_request(&Request::SnapshotSent).unwrap(), &[]);
+    assert_eq!(session.receive(), Some(Answer::Done));
+    proxy.wait_for("1 pods cannot be served yet");
+    let mut said = String::new();
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", readiness)).unwrap();
+    stream.write_all(b"GET /healthz/ready HTTP/1.1\r\nHost: n\r\nConnection: close\r\n\r\n").unwrap();
+    stream.read_to_string(&mut said).unwrap();
+    assert!(said.starts_with("HTTP/1.1 500 ") && said.contains("1 pods cannot be served yet"), "{said}");
+    assert!(proxy.0.try_wait().unwrap().is_none(), "it goes on");
+}
+
+/// A process whose output is in a file; killed when dropped.
+struct Process(Child, PathBuf);
+
+impl Process {
+    fn start(mut command: Command, log: &Path) -> Self {
+        let file = File::create(log).unwrap();
+        command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+        Self(command.spawn().unwrap(), log.to_owned())
+    }
+
+    fn output(&self) -> String {
+        std::fs::read_to_string(&self.1).unwrap_or_default()
+    }
+
+    fn wait_for(&mut self, text: &str) {
+        let said = wait_for(LIMIT, text, || self.output().contains(text).then_some(()));
+        said.unwrap_or_else(|error| panic!("{error}:\n{}", self.output()));
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn info(name: &str) -> warren::zds::WorkloadInfo {
