@@ -15,7 +15,7 @@ use crate::config::{Env, settings};
 use crate::identity::{Authority, CertificateStore, FakeAuthority, FakeRoot, GrpcAuthority, GrpcAuthoritySettings};
 use crate::mesh::MeshStore;
 use crate::net::socket::{SocketFactory, any};
-use crate::proxy::{Pods, ServePods, Shared};
+use crate::proxy::{Limits, Pods, ServePods, Shared};
 use crate::telemetry::metrics::{Metrics, Reason, Url};
 use crate::telemetry::{Readiness, http, log};
 use crate::tls::channel::{Channel, ChannelSettings};
@@ -66,13 +66,14 @@ async fn serve(settings: Settings, data_plane: tokio::runtime::Handle) -> Result
     let mesh = Arc::new(MeshStore::new(Some(settings.node.clone())));
     load_local(&settings, &mesh)?;
     let certificates = Arc::new(CertificateStore::new(authority(&settings)?));
+    let limits = Limits::of(descriptors);
     let pods = Arc::new(Pods::new(Arc::new(Shared {
         mesh: mesh.clone(),
         certificates: certificates.clone(),
         metrics: metrics.clone(),
         data_plane,
-        // A connection holds one or two descriptors; one pod must not take them all.
-        connections_per_pod: descriptors.saturating_sub(256).max(64) / 4 * 3,
+        limits,
+        strangers: tokio::sync::Semaphore::new(limits.strangers),
         settings: settings.clone(),
     })));
 

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::StatusCode;
 use tokio::net::TcpStream;
@@ -36,9 +37,11 @@ pub(super) async fn serve(pod: Arc<Pod>, socket: TcpStream, drain: Watch) {
 }
 
 async fn tunnel(pod: &Arc<Pod>, socket: TcpStream, peer: ClientAddr, local: NextHop, mut drain: Watch) -> Result<()> {
+    let place = pod.stranger()?;
     let workload = pod.shared.mesh.wait_local(&pod.local, LOCAL_LIMIT).await?;
     let certificate = pod.shared.certificates.certificate(&workload.identity()?).await?;
     let (stream, identity) = tls::accept(socket, &certificate, TLS_LIMIT).await?;
+    drop(place);
     let mut server = Server::handshake(stream, &server_settings(&pod.shared.settings)).await?;
     let tunnel = Tunnel { peer, local, identity };
     // Dropped with the tunnel: no stream outlives it.
@@ -51,8 +54,11 @@ async fn tunnel(pod: &Arc<Pod>, socket: TcpStream, peer: ClientAddr, local: Next
                     served = true;
                     streams.spawn(stream_task(pod.clone(), tunnel.clone(), incoming));
                 }
-                // The streams that were open have ended with it and have said so.
-                None => return ended(&server, served, peer),
+                None => {
+                    // The streams that were open have ended with it: each says itself how.
+                    let _ = tokio::time::timeout(FAREWELL, async { while streams.join_next().await.is_some() {} }).await;
+                    return ended(&server, served, peer);
+                }
             },
             Some(_) = streams.join_next(), if !streams.is_empty() => {}
             _ = drain.started(), if !draining => {
@@ -75,6 +81,9 @@ fn ended(server: &Server, served: bool, peer: ClientAddr) -> Result<()> {
         None => Ok(()),
     }
 }
+
+/// For the connections of a tunnel that has ended, to notice it and be told of in the log.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// What is common to all connections of a tunnel.
 #[derive(Clone, Debug)]

@@ -14,7 +14,7 @@ mod pod;
 mod relay;
 mod track;
 
-pub use pod::{PodState, Pods, ServePods, Shared};
+pub use pod::{Limits, PodState, Pods, ServePods, Shared};
 pub use track::Entry;
 
 use std::time::Duration;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
+use tokio::sync::SemaphorePermit;
 
 use super::dial::{To, dial};
 use super::parties::party;
@@ -20,18 +21,21 @@ pub(super) async fn serve(pod: Arc<Pod>, client_side: TcpStream) {
     let _held = pod.shared.metrics.socket("destination");
     let (Ok(client), Ok(original)) = (socket::client(&client_side), socket::original_destination(&client_side)) else { return };
     pod.sockets.tune(&client_side);
-    let workload = if is_own_port(original.port()) {
-        Err(Error::new(&code::RECURSIVE_CALL, format!("attempted recursive call to {original}")))
-    } else {
-        pod.shared.mesh.wait_local(&pod.local, LOCAL_LIMIT).await
-    };
-    match workload {
-        Ok(workload) => carry(&pod, client_side, client, original, &workload).await,
+    match admit(&pod, original).await {
+        Ok((workload, _place)) => carry(&pod, client_side, client, original, &workload).await,
         Err(error) => {
             relay::reset(&client_side);
             refuse(&pod.shared.metrics, Direction::Inbound, client.addr(), original.addr(), &error);
         }
     }
+}
+
+async fn admit(pod: &Pod, original: OrigDst) -> Result<(Arc<Workload>, SemaphorePermit<'_>)> {
+    if is_own_port(original.port()) {
+        return Err(Error::new(&code::RECURSIVE_CALL, format!("attempted recursive call to {original}")));
+    }
+    let place = pod.stranger()?;
+    Ok((pod.shared.mesh.wait_local(&pod.local, LOCAL_LIMIT).await?, place))
 }
 
 async fn carry(pod: &Arc<Pod>, client_side: TcpStream, client: ClientAddr, original: OrigDst, workload: &Workload) {

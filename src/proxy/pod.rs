@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::track::{Connections, Entry, Subject};
@@ -41,8 +41,31 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Where connections are carried.
     pub data_plane: tokio::runtime::Handle,
-    /// Connections that one pod may hold open in each direction.
-    pub connections_per_pod: usize,
+    /// How many connections may be open.
+    pub limits: Limits,
+    /// Places for connections whose other end nobody vouches for, of all pods together.
+    pub strangers: Semaphore,
+}
+
+/// How many connections may be open, by who decides about them. A connection holds one or two descriptors.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// That the applications of one pod open.
+    pub outbound: usize,
+    /// That one pod's peers bring in tunnels.
+    pub streams: usize,
+    /// Tunnels to one pod.
+    pub tunnels: usize,
+    /// In plaintext, or in a TLS handshake, to all pods together: what strangers can take up.
+    pub strangers: usize,
+}
+
+impl Limits {
+    /// Shares `descriptors` out: no single pod and no stranger can use up what all need.
+    pub fn of(descriptors: usize) -> Self {
+        let usable = descriptors.saturating_sub(256).max(64);
+        Self { outbound: usable / 4 * 3, streams: usable / 4 * 3, tunnels: (usable / 8).min(4096), strangers: usable / 4 }
+    }
 }
 
 /// One pod.
@@ -82,6 +105,17 @@ impl Pod {
             Verdict::Allowed { .. } => None,
             Verdict::Denied { reason, .. } => Some(reason),
         }
+    }
+
+    /// A place for a connection that nobody vouches for.
+    ///
+    /// # Errors
+    /// CAPACITY: all are taken.
+    pub(super) fn stranger(&self) -> Result<SemaphorePermit<'_>> {
+        self.shared.strangers.try_acquire().map_err(|_| {
+            let limit = self.shared.limits.strangers;
+            Error::new(&code::CAPACITY, format!("{limit} connections from outside the mesh are open on this node"))
+        })
     }
 
     /// The source address that the application is shown: the client's, where the kernel lets us.
@@ -181,7 +215,7 @@ impl Pods {
             connections: Arc::default(),
             series: Series::new(&self.shared.metrics),
             identity: OnceLock::new(),
-            streams: Arc::new(Semaphore::new(self.shared.connections_per_pod)),
+            streams: Arc::new(Semaphore::new(self.shared.limits.streams)),
             transparent,
             shared: self.shared.clone(),
         });
@@ -255,13 +289,16 @@ impl Pods {
 }
 
 fn spawn_listeners(pod: &Arc<Pod>, [out, plain, tunnels]: [TcpListener; 3], watch: &drain::Watch) {
-    let permits = || Arc::new(Semaphore::new(pod.shared.connections_per_pod));
+    let limits = pod.shared.limits;
+    let permits = |count| Arc::new(Semaphore::new(count));
     let owner = pod.clone();
-    tokio::spawn(accept::accept(out, permits(), watch.clone(), move |stream| outbound::serve(owner.clone(), stream)));
+    tokio::spawn(accept::accept(out, permits(limits.outbound), watch.clone(), move |stream| outbound::serve(owner.clone(), stream)));
     let owner = pod.clone();
-    tokio::spawn(accept::accept(plain, permits(), watch.clone(), move |stream| passthrough::serve(owner.clone(), stream)));
+    tokio::spawn(accept::accept(plain, permits(limits.strangers), watch.clone(), move |stream| passthrough::serve(owner.clone(), stream)));
     let (owner, drain) = (pod.clone(), watch.clone());
-    tokio::spawn(accept::accept(tunnels, permits(), watch.clone(), move |stream| inbound::serve(owner.clone(), stream, drain.clone())));
+    tokio::spawn(accept::accept(tunnels, permits(limits.tunnels), watch.clone(), move |stream| {
+        inbound::serve(owner.clone(), stream, drain.clone())
+    }));
 }
 
 /// Asks policy again about open connections whenever the mesh changes.

@@ -236,10 +236,10 @@ async fn read(from: &TcpStream, size: &mut usize) -> io::Result<Option<Bytes>> {
         match result {
             Ok(data) if data.is_empty() => return Ok(None),
             Ok(data) => {
-                // A full buffer means bulk: fewer, larger reads. A nearly empty one means messages.
+                // A full buffer means bulk: fewer, larger reads.
                 if data.len() == *size {
                     *size = (*size * 2).min(LARGE);
-                } else if data.len() < *size / 8 {
+                } else if data.len() < *size / 2 {
                     *size = (*size / 2).max(SMALL);
                 }
                 return Ok(Some(data));
@@ -260,8 +260,9 @@ fn read_small(from: &TcpStream) -> io::Result<Bytes> {
 
 fn read_in_place(from: &TcpStream, size: usize) -> io::Result<Bytes> {
     let mut buffer = BytesMut::with_capacity(size);
-    from.try_read_buf(&mut buffer)?;
-    Ok(buffer.freeze())
+    let length = from.try_read_buf(&mut buffer)?;
+    // What waits in a full tunnel must not hold many times its size.
+    Ok(if length < size / 2 { Bytes::copy_from_slice(&buffer) } else { buffer.freeze() })
 }
 
 async fn write(to: &TcpStream, mut data: Bytes) -> io::Result<()> {

@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -13,7 +13,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::metrics::{CodeLabel, Metrics};
-use crate::base::{Error, Result, Str};
+use super::rate::Rate;
+use crate::base::{Error, Result, Str, code};
 
 /// Labels of the TCP metrics, in the order they are printed. Empty prints `unknown`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -130,7 +131,7 @@ impl TcpMetrics {
         for family in [&self.opened, &self.received, &self.sent] {
             family.remove(labels);
         }
-        for flags in crate::base::code::ALL.iter().map(|code| code.flag).chain(["-"]) {
+        for flags in code::ALL.iter().map(|code| code.flag).chain(["-"]) {
             let labels = labels.with_flags(flags);
             self.closed.remove(&labels);
             self.failed.remove(&labels);
@@ -307,7 +308,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.close(Some(Error::new(&crate::base::code::DRAINED, "connection closed due to connection drain")));
+        self.close(Some(Error::new(&code::DRAINED, "connection closed due to connection drain")));
     }
 }
 
@@ -381,8 +382,16 @@ impl Facts {
     }
 }
 
-/// A connection that was refused before anything about it was known: counted by code, and logged.
+/// Lines about early refusals with one code in one second: enough to see what is going on.
+const REFUSALS_PER_SECOND: u32 = 100;
+
+/// A connection that was refused before anything about it was known: counted by code, and logged, though not without bound.
 pub fn refuse(metrics: &Metrics, direction: Direction, source: SocketAddr, destination: SocketAddr, error: &Error) {
+    // One for each code: a flood of one kind must not hide another.
+    static RATES: LazyLock<HashMap<&'static str, Rate>> =
+        LazyLock::new(|| code::ALL.iter().map(|code| (code.id, Rate::new(REFUSALS_PER_SECOND))).collect());
     metrics.refused.get_or_create(&CodeLabel { code: error.code().id }).inc();
-    tracing::event!(target: "access", parent: None, tracing::Level::WARN, src.addr = %source, dst.addr = %destination, direction = direction.name(), error = %error, code = error.code().id, "connection failed");
+    let Some(left_out) = RATES.get(error.code().id).map_or(Some(0), |rate| rate.admit(Instant::now())) else { return };
+    let left_out = (left_out > 0).then_some(left_out);
+    tracing::event!(target: "access", parent: None, tracing::Level::WARN, src.addr = %source, dst.addr = %destination, direction = direction.name(), error = %error, code = error.code().id, left_out, "connection failed");
 }
