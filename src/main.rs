@@ -2,10 +2,6 @@
 
 use std::process::ExitCode;
 
-/// Long-lived processes with many small buffers on many threads: the system allocator fragments.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     warren::cli::main()
 }
