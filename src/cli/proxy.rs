@@ -83,9 +83,11 @@ async fn serve(settings: Settings, data_plane: tokio::runtime::Handle) -> Result
     serve_http(&settings, admin, &metrics, &readiness, &server_watch)?;
     drop(server_watch);
 
-    let (tasks, task_watch) = drain::new();
-    let synced = start_xds(&settings, &mesh, &metrics, &readiness, &task_watch)?;
-    let zds = tokio::spawn(start_zds(settings.clone(), pods.clone(), metrics.clone(), readiness.clone(), synced, task_watch));
+    let (discovery, discovery_watch) = drain::new();
+    let synced = start_xds(&settings, &mesh, &metrics, &readiness, &discovery_watch)?;
+    drop(discovery_watch);
+    let (agent, agent_watch) = drain::new();
+    let zds = tokio::spawn(start_zds(settings.clone(), pods.clone(), metrics.clone(), readiness.clone(), synced, agent_watch));
 
     let reason = tokio::select! {
         signal = signals.first() => signal,
@@ -99,8 +101,10 @@ async fn serve(settings: Settings, data_plane: tokio::runtime::Handle) -> Result
     let end = async {
         // Readiness goes first, so that nothing new is sent here.
         servers.drain(Duration::from_millis(100)).await;
-        tasks.drain(Duration::from_secs(1)).await;
+        agent.drain(Duration::from_secs(1)).await;
         pods.drain(settings.drain).await;
+        // Last: a connection that is allowed to finish is still subject to policy.
+        discovery.drain(Duration::from_secs(1)).await;
         tracing::info!("ended");
     };
     Ok(signals.finish(end).await)
