@@ -155,9 +155,8 @@ pub(super) fn write_private(path: &Path, contents: &[u8]) -> io::Result<()> {
 
 /// Writes a file of that mode; a reader sees it whole or not at all.
 pub(super) fn write_file(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let new = path.with_file_name(name);
+    // No node can be called so, and it is not longer than the longest name.
+    let new = path.with_file_name(".new");
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -211,6 +210,19 @@ mod tests {
         again.follow([&one].into_iter()).unwrap();
         assert_ne!(read("n1"), first, "a token that others could read is replaced");
         assert_eq!(fs::metadata(path.join("n1")).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn any_names_of_nodes_keep_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokens = Tokens::open(dir.path()).unwrap();
+        let (short, new, long): (Str, Str, Str) = ("n1".into(), "n1.new".into(), format!("{}x", "a.".repeat(126)).into());
+        tokens.follow([&new].into_iter()).unwrap();
+        let token = fs::read_to_string(dir.path().join("n1.new")).unwrap();
+        tokens.follow([&short, &new, &long].into_iter()).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("n1.new")).unwrap(), token);
+        assert!([&short, &new, &long].iter().all(|node| tokens.knows(node)));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "nothing else is left there");
     }
 
     #[test]
