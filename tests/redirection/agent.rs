@@ -33,7 +33,7 @@ impl Serve for Listening {
         Ok(())
     }
 
-    async fn stop(&mut self, uid: &str, _graceful: bool) {
+    async fn stop(&mut self, uid: &str) {
         self.0.lock().remove(uid);
     }
 }
