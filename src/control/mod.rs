@@ -5,6 +5,7 @@ pub mod ca;
 mod follow;
 mod health;
 pub mod index;
+mod quiet;
 mod server;
 pub mod source;
 mod tls;

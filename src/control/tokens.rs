@@ -14,6 +14,7 @@ use rand::rngs::OsRng;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
+use super::quiet::Quiet;
 use crate::base::{Error, Result, Str, code};
 
 /// Bytes of chance in a token.
@@ -26,6 +27,16 @@ const LONGEST: usize = 4096;
 pub struct Tokens {
     directory: PathBuf,
     by_node: RwLock<BTreeMap<Str, String>>,
+    /// Anyone who reaches the port can be refused: one for each reason.
+    refused: [Quiet; 3],
+}
+
+/// Why a call is refused.
+#[derive(Clone, Copy)]
+enum Refusal {
+    NoHeader,
+    NoToken,
+    Unknown,
 }
 
 impl Tokens {
@@ -35,7 +46,7 @@ impl Tokens {
     /// The directory cannot be made.
     pub fn open(directory: &Path) -> Result<Self> {
         private_directory(directory).map_err(|error| failed(directory, error))?;
-        Ok(Self { directory: directory.to_owned(), by_node: RwLock::default() })
+        Ok(Self { directory: directory.to_owned(), by_node: RwLock::default(), refused: Default::default() })
     }
 
     /// Makes tokens of nodes that have none and removes those of all others.
@@ -71,21 +82,29 @@ impl Tokens {
     /// # Errors
     /// Unauthenticated: no token, or an unknown one.
     pub fn caller(&self, metadata: &MetadataMap) -> std::result::Result<Str, Status> {
-        let refuse = |reason| {
-            let error = Error::new(&code::NOT_AUTHENTICATED, reason);
-            tracing::warn!(%error, "call refused");
-            Status::unauthenticated(error.to_string())
-        };
-        let Some(header) = metadata.get("authorization") else { return Err(refuse("no authorization header")) };
+        let Some(header) = metadata.get("authorization") else { return Err(self.refuse(Refusal::NoHeader)) };
         let header = header.to_str().unwrap_or_default();
         let token = match header.split_once(' ') {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") && token.len() <= LONGEST => token.trim(),
-            _ => return Err(refuse("the authorization header holds no bearer token")),
+            _ => return Err(self.refuse(Refusal::NoToken)),
         };
         // All are compared, so that the time taken does not tell which one came close.
         let tokens = self.by_node.read();
         let found = tokens.iter().fold(None, |found, (node, known)| if is_equal(known, token) { Some(node.clone()) } else { found });
-        found.ok_or_else(|| refuse("the bearer token belongs to no node of the mesh"))
+        found.ok_or_else(|| self.refuse(Refusal::Unknown))
+    }
+
+    fn refuse(&self, why: Refusal) -> Status {
+        let reason = match why {
+            Refusal::NoHeader => "no authorization header",
+            Refusal::NoToken => "the authorization header holds no bearer token",
+            Refusal::Unknown => "the bearer token belongs to no node of the mesh",
+        };
+        let error = Error::new(&code::NOT_AUTHENTICATED, reason);
+        if let Some(left_out) = self.refused[why as usize].admit() {
+            tracing::warn!(%error, left_out, "call refused");
+        }
+        Status::unauthenticated(error.to_string())
     }
 
     fn read_or_make(&self, node: &str) -> io::Result<String> {
