@@ -365,12 +365,23 @@ async fn only_proxies_of_named_nodes_may_listen() {
     liar.send(DeltaDiscoveryRequest { type_url: ADDRESS_TYPE.to_owned(), node: Some(node), ..DeltaDiscoveryRequest::default() }).await;
     assert_eq!(liar.receive().await.unwrap_err().code(), Code::PermissionDenied);
 
-    // A node that is named no longer loses its token and its stream.
-    let mut stream = plane.discover("n1").await;
+    // A node whose last pod goes away keeps its token and its stream: another pod may come. Of pods that are not there
+    // it gets no certificates.
+    let (token, mut stream) = (plane.token("n1"), plane.discover("n1").await);
     stream.sync().await;
     plane.write(&MESH.replace("node: n1", "node: n3"));
+    assert_eq!(names(&stream.next().await), [CLIENT]);
+    assert_eq!(plane.token("n1"), token);
+    let own = Some("spiffe://cluster.local/ns/default/sa/client");
+    assert_eq!(plane.sign(Some(&token), own, &csr(), 60).await.unwrap_err().code(), Code::PermissionDenied);
+    plane.sign(Some(&plane.token("n3")), own, &csr(), 60).await.unwrap();
+
+    // Who removes the file revokes the token: at once for new calls, with the next change for streams.
+    fs::remove_file(plane.state("tokens/n1")).unwrap();
+    assert_eq!(plane.sign(Some(&token), own, &csr(), 60).await.unwrap_err().code(), Code::Unauthenticated);
+    plane.write(&MESH.replace("node: n1", "node: n4"));
     assert_eq!(stream.receive().await.unwrap_err().code(), Code::PermissionDenied);
-    assert!(!plane.state("tokens/n1").exists() && plane.state("tokens/n3").exists());
+    assert!(!plane.state("tokens/n1").exists());
     plane.stop().await;
 }
 

@@ -1,4 +1,5 @@
-//! The bearer tokens of proxies: one for each node that the mesh names, in a file that only its owner can read.
+//! The bearer tokens of proxies: one for each node that the mesh names or has named, in a file that only its owner can
+//! read. Who removes the file revokes the token.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -22,6 +23,12 @@ const STRENGTH: usize = 32;
 
 /// Longest token that is compared, bytes.
 const LONGEST: usize = 4096;
+
+/// Tokens of nodes on which no pod runs; of what is above, none is in force.
+const MAX_IDLE: usize = 16 * 1024;
+
+/// A file that is being written. No node can be called so, and it is not longer than the longest name.
+const NEW: &str = ".new";
 
 /// Who may call: the proxies of these nodes.
 pub struct Tokens {
@@ -49,26 +56,30 @@ impl Tokens {
         Ok(Self { directory: directory.to_owned(), by_node: RwLock::default(), refused: Default::default() })
     }
 
-    /// Makes tokens of nodes that have none and removes those of all others.
+    /// Makes tokens of nodes that have none. Nodes that are not named keep theirs for as long as its file is there: the
+    /// last pod of a node may go and another come, and nobody brings the node a new token then.
     ///
-    /// A token in a file that others could read is replaced: it may have been read.
+    /// A token of a named node in a file that others could read is replaced: it may have been read.
     ///
     /// # Errors
     /// A file cannot be read or written; the tokens of the other nodes are in force all the same.
     pub fn follow<'a>(&self, nodes: impl Iterator<Item = &'a Str>) -> Result<()> {
-        let nodes: BTreeSet<Str> = nodes.cloned().collect();
-        let mut first_error = None;
         let mut tokens = BTreeMap::new();
-        for node in &nodes {
-            match self.read_or_make(node) {
-                Ok(token) => {
-                    tokens.insert(node.clone(), token);
-                }
-                Err(error) => first_error = first_error.or(Some(failed(&self.directory.join(&**node), error))),
-            }
+        let mut first_error = None;
+        let mut take = |node: &Str, token: io::Result<Option<String>>| match token {
+            Ok(token) => tokens.extend(token.map(|token| (node.clone(), token))),
+            Err(error) => first_error = first_error.take().or(Some(failed(&self.directory.join(&**node), error))),
+        };
+        let named: BTreeSet<&Str> = nodes.collect();
+        for node in &named {
+            take(node, self.read_or_make(node).map(Some));
+        }
+        let idle = self.nodes_with_a_file().map_err(|error| failed(&self.directory, error));
+        for node in idle.iter().flatten().filter(|node| !named.contains(node)).take(MAX_IDLE) {
+            take(node, self.read(node));
         }
         *self.by_node.write() = tokens;
-        self.remove_others(&nodes).map_err(|error| failed(&self.directory, error))?;
+        idle?;
         first_error.map_or(Ok(()), Err)
     }
 
@@ -91,7 +102,8 @@ impl Tokens {
         // All are compared, so that the time taken does not tell which one came close.
         let tokens = self.by_node.read();
         let found = tokens.iter().fold(None, |found, (node, known)| if is_equal(known, token) { Some(node.clone()) } else { found });
-        found.ok_or_else(|| self.refuse(Refusal::Unknown))
+        let is_there = |node: &Str| self.directory.join(&**node).symlink_metadata().is_ok();
+        found.filter(is_there).ok_or_else(|| self.refuse(Refusal::Unknown))
     }
 
     fn refuse(&self, why: Refusal) -> Status {
@@ -108,37 +120,48 @@ impl Tokens {
     }
 
     fn read_or_make(&self, node: &str) -> io::Result<String> {
-        let path = self.directory.join(node);
-        match OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(&path) {
-            Ok(file) => {
-                let mut token = String::new();
-                let meta = file.metadata()?;
-                let private = meta.mode() & 0o077 == 0 && meta.uid() == nix::unistd::geteuid().as_raw();
-                file.take(LONGEST as u64).read_to_string(&mut token)?;
-                let token = token.trim();
-                if private && token.len() >= STRENGTH {
-                    return Ok(token.to_owned());
-                }
-                tracing::warn!(path = %path.display(), "the token is or was another user's to read, or is too short: a new one is made");
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+        if let Some(token) = self.read(node)? {
+            return Ok(token);
         }
         let mut bytes = [0; STRENGTH];
         OsRng.try_fill_bytes(&mut bytes).map_err(io::Error::other)?;
         let token = URL_SAFE_NO_PAD.encode(bytes);
-        write_private(&path, token.as_bytes())?;
+        write_private(&self.directory.join(node), token.as_bytes())?;
         Ok(token)
     }
 
-    fn remove_others(&self, nodes: &BTreeSet<Str>) -> io::Result<()> {
+    /// The token in the file, if there is one that can be relied on.
+    fn read(&self, node: &str) -> io::Result<Option<String>> {
+        let path = self.directory.join(node);
+        let file = match OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut token = String::new();
+        let meta = file.metadata()?;
+        let private = meta.mode() & 0o077 == 0 && meta.uid() == nix::unistd::geteuid().as_raw();
+        file.take(LONGEST as u64).read_to_string(&mut token)?;
+        let token = token.trim();
+        if private && token.len() >= STRENGTH {
+            return Ok(Some(token.to_owned()));
+        }
+        tracing::warn!(path = %path.display(), "the token is or was another user's to read, or is too short: it is void");
+        Ok(None)
+    }
+
+    fn nodes_with_a_file(&self) -> io::Result<BTreeSet<Str>> {
+        let mut nodes = BTreeSet::new();
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
-            if entry.file_name().to_str().is_none_or(|name| !nodes.contains(name)) && entry.file_type()?.is_file() {
-                fs::remove_file(entry.path())?;
+            if let Some(name) = entry.file_name().to_str()
+                && name != NEW
+                && entry.file_type()?.is_file()
+            {
+                nodes.insert(name.into());
             }
         }
-        Ok(())
+        Ok(nodes)
     }
 }
 
@@ -174,8 +197,7 @@ pub(super) fn write_private(path: &Path, contents: &[u8]) -> io::Result<()> {
 
 /// Writes a file of that mode; a reader sees it whole or not at all.
 pub(super) fn write_file(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
-    // No node can be called so, and it is not longer than the longest name.
-    let new = path.with_file_name(".new");
+    let new = path.with_file_name(NEW);
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -203,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn each_node_has_a_token_of_its_own_as_long_as_it_is_named() {
+    fn each_node_has_a_token_of_its_own_until_its_file_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tokens");
         let tokens = Tokens::open(&path).unwrap();
@@ -220,11 +242,20 @@ mod tests {
         let again = Tokens::open(&path).unwrap();
         again.follow([&one].into_iter()).unwrap();
         assert_eq!(read("n1"), first, "a token stays the same over a restart");
-        assert!(!path.join("n2").exists() && !again.knows("n2"));
+        assert_eq!(&*again.caller(&bearer(&second)).unwrap(), "n2", "also that of a node without pods");
+        fs::remove_file(path.join("n2")).unwrap();
         let status = again.caller(&bearer(&second)).unwrap_err();
-        assert_eq!(status.code(), tonic::Code::Unauthenticated);
+        assert_eq!(status.code(), tonic::Code::Unauthenticated, "revoked at once");
         assert!(status.message().contains("W7003"), "{status}");
+        again.follow([&one].into_iter()).unwrap();
+        assert!(!path.join("n2").exists() && !again.knows("n2"));
+        again.follow([&one, &two].into_iter()).unwrap();
+        assert_ne!(read("n2"), second, "a node that is named gets another");
+        again.caller(&bearer(&second)).unwrap_err();
 
+        fs::set_permissions(path.join("n2"), fs::Permissions::from_mode(0o644)).unwrap();
+        again.follow([&one].into_iter()).unwrap();
+        assert!(!again.knows("n2"), "a token that others could read is void");
         fs::set_permissions(path.join("n1"), fs::Permissions::from_mode(0o644)).unwrap();
         again.follow([&one].into_iter()).unwrap();
         assert_ne!(read("n1"), first, "a token that others could read is replaced");

@@ -129,7 +129,7 @@ impl ClientStream {
                     self.room().await?;
                     let index = self.index.borrow_and_update().clone();
                     if !self.tokens.knows(&self.node) {
-                        return Err(Status::permission_denied(format!("node {} is no longer part of the mesh (W7003)", self.node)));
+                        return Err(Status::permission_denied(format!("the token of node {} is revoked (W7003)", self.node)));
                     }
                     for response in self.session.advance(&index) {
                         self.send(response).await?;
