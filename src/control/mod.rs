@@ -3,6 +3,7 @@
 pub mod ads;
 pub mod ca;
 mod follow;
+mod gate;
 mod health;
 pub mod index;
 mod quiet;

@@ -12,9 +12,10 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use parking_lot::RwLock;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
-use tonic::Status;
 use tonic::metadata::MetadataMap;
+use tonic::{Request, Status};
 
+use super::gate::Gate;
 use super::quiet::Quiet;
 use crate::base::{Error, Result, Str, code};
 
@@ -88,11 +89,19 @@ impl Tokens {
         self.by_node.read().contains_key(node)
     }
 
-    /// The node whose proxy calls.
+    /// The node whose proxy calls; its connection is no stranger's from now on.
     ///
     /// # Errors
     /// Unauthenticated: no token, or an unknown one.
-    pub fn caller(&self, metadata: &MetadataMap) -> std::result::Result<Str, Status> {
+    pub fn caller<T>(&self, request: &Request<T>) -> std::result::Result<Str, Status> {
+        let node = self.holder(request.metadata())?;
+        if let Some(gate) = request.extensions().get::<Gate>() {
+            gate.open();
+        }
+        Ok(node)
+    }
+
+    fn holder(&self, metadata: &MetadataMap) -> std::result::Result<Str, Status> {
         let Some(header) = metadata.get("authorization") else { return Err(self.refuse(Refusal::NoHeader)) };
         let header = header.to_str().unwrap_or_default();
         let token = match header.split_once(' ') {
@@ -236,22 +245,22 @@ mod tests {
         assert_eq!(fs::metadata(path.join("n1")).unwrap().mode() & 0o777, 0o600);
         assert_eq!(URL_SAFE_NO_PAD.decode(read("n1")).unwrap().len(), 32);
         assert_ne!(read("n1"), read("n2"));
-        assert_eq!(&*tokens.caller(&bearer(&read("n2"))).unwrap(), "n2");
+        assert_eq!(&*tokens.holder(&bearer(&read("n2"))).unwrap(), "n2");
 
         let (first, second) = (read("n1"), read("n2"));
         let again = Tokens::open(&path).unwrap();
         again.follow([&one].into_iter()).unwrap();
         assert_eq!(read("n1"), first, "a token stays the same over a restart");
-        assert_eq!(&*again.caller(&bearer(&second)).unwrap(), "n2", "also that of a node without pods");
+        assert_eq!(&*again.holder(&bearer(&second)).unwrap(), "n2", "also that of a node without pods");
         fs::remove_file(path.join("n2")).unwrap();
-        let status = again.caller(&bearer(&second)).unwrap_err();
+        let status = again.holder(&bearer(&second)).unwrap_err();
         assert_eq!(status.code(), tonic::Code::Unauthenticated, "revoked at once");
         assert!(status.message().contains("W7003"), "{status}");
         again.follow([&one].into_iter()).unwrap();
         assert!(!path.join("n2").exists() && !again.knows("n2"));
         again.follow([&one, &two].into_iter()).unwrap();
         assert_ne!(read("n2"), second, "a node that is named gets another");
-        again.caller(&bearer(&second)).unwrap_err();
+        again.holder(&bearer(&second)).unwrap_err();
 
         fs::set_permissions(path.join("n2"), fs::Permissions::from_mode(0o644)).unwrap();
         again.follow([&one].into_iter()).unwrap();
@@ -287,7 +296,7 @@ mod tests {
         basic.insert("authorization", format!("Basic {token}").parse().unwrap());
         cases.push(basic);
         for metadata in cases {
-            assert_eq!(tokens.caller(&metadata).unwrap_err().code(), tonic::Code::Unauthenticated, "{metadata:?}");
+            assert_eq!(tokens.holder(&metadata).unwrap_err().code(), tonic::Code::Unauthenticated, "{metadata:?}");
         }
     }
 }

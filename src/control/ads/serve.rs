@@ -61,7 +61,7 @@ impl AggregatedDiscoveryService for Ads {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> std::result::Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let node = self.tokens.caller(request.metadata())?;
+        let node = self.tokens.caller(&request)?;
         let slot = Arc::clone(&self.slots)
             .try_acquire_owned()
             .map_err(|_| Status::resource_exhausted(format!("more than {MAX_STREAMS} discovery streams")))?;
