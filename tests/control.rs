@@ -17,6 +17,8 @@ use rcgen::{CertificateParams, KeyPair};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::TcpSocket;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
@@ -105,7 +107,7 @@ impl Plane {
         fs::read_to_string(self.state("tokens").join(node)).unwrap()
     }
 
-    async fn channel(&self, name: &str) -> Channel {
+    fn connector(&self) -> TlsConnector {
         let mut roots = RootCertStore::empty();
         for root in CertificateDer::pem_file_iter(self.state("ca/root-cert.pem")).unwrap() {
             roots.add(root.unwrap()).unwrap();
@@ -117,8 +119,11 @@ impl Plane {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = vec![b"h2".to_vec()];
-        let (connector, name, address) =
-            (TlsConnector::from(Arc::new(config)), ServerName::try_from(name.to_owned()).unwrap(), self.address);
+        TlsConnector::from(Arc::new(config))
+    }
+
+    async fn channel(&self, name: &str) -> Channel {
+        let (connector, name, address) = (self.connector(), ServerName::try_from(name.to_owned()).unwrap(), self.address);
         let connect = tower::service_fn(move |_| {
             let (connector, name) = (connector.clone(), name.clone());
             async move {
@@ -138,7 +143,7 @@ impl Plane {
     }
 
     async fn ready(&self) -> serde_json::Value {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        use tokio::io::AsyncWriteExt;
         let sockets = SocketFactory { netns: None, mark: None, reuse_port: false, keepalive: None };
         let mut tcp = sockets.connect(NextHop::new(self.health), None).await.unwrap();
         tcp.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
@@ -365,13 +370,73 @@ async fn only_proxies_of_named_nodes_may_listen() {
     liar.send(DeltaDiscoveryRequest { type_url: ADDRESS_TYPE.to_owned(), node: Some(node), ..DeltaDiscoveryRequest::default() }).await;
     assert_eq!(liar.receive().await.unwrap_err().code(), Code::PermissionDenied);
 
-    // A node that is named no longer loses its token and its stream.
-    let mut stream = plane.discover("n1").await;
+    // A node whose last pod goes away keeps its token and its stream: another pod may come. Of pods that are not there
+    // it gets no certificates.
+    let (token, mut stream) = (plane.token("n1"), plane.discover("n1").await);
     stream.sync().await;
     plane.write(&MESH.replace("node: n1", "node: n3"));
+    assert_eq!(names(&stream.next().await), [CLIENT]);
+    assert_eq!(plane.token("n1"), token);
+    let own = Some("spiffe://cluster.local/ns/default/sa/client");
+    assert_eq!(plane.sign(Some(&token), own, &csr(), 60).await.unwrap_err().code(), Code::PermissionDenied);
+    plane.sign(Some(&plane.token("n3")), own, &csr(), 60).await.unwrap();
+
+    // Who removes the file revokes the token: at once for new calls, with the next change for streams.
+    fs::remove_file(plane.state("tokens/n1")).unwrap();
+    assert_eq!(plane.sign(Some(&token), own, &csr(), 60).await.unwrap_err().code(), Code::Unauthenticated);
+    plane.write(&MESH.replace("node: n1", "node: n4"));
     assert_eq!(stream.receive().await.unwrap_err().code(), Code::PermissionDenied);
-    assert!(!plane.state("tokens/n1").exists() && plane.state("tokens/n3").exists());
+    assert!(!plane.state("tokens/n1").exists());
     plane.stop().await;
+}
+
+#[tokio::test]
+async fn strangers_keep_nobody_out_and_do_not_stay() {
+    const MOST: usize = 64;
+    let plane = Plane::start(MESH).await;
+    let mut known = Vec::new();
+    for _ in 0..MOST {
+        let mut stream = plane.discover("n1").await;
+        stream.ask(ADDRESS_TYPE).await;
+        stream.next().await;
+        known.push(stream);
+    }
+    // Those that have shown a token do not count: as many again may come, and no more.
+    let connect = async |from: &str| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(from.parse().unwrap(), 0)).unwrap();
+        socket.connect(plane.address).await.unwrap()
+    };
+    let localhost = || ServerName::try_from("localhost").unwrap();
+    let mut idle = plane.connector().connect(localhost(), connect("127.0.0.1").await).await.unwrap();
+    let begun = Instant::now();
+    let mut silent = Vec::new();
+    for _ in 1..MOST {
+        silent.push(connect("127.0.0.1").await);
+    }
+    let mut one_more = connect("127.0.0.1").await;
+    ends(&mut one_more, LIMIT).await;
+    let elsewhere = plane.connector().connect(localhost(), connect("127.0.0.2").await).await;
+    elsewhere.expect("another source is not kept out");
+
+    // Who shows no token is cut, also after a handshake; who has shown one stays.
+    ends(&mut idle, LIMIT * 2).await;
+    assert!(begun.elapsed() > Duration::from_secs(9), "{:?}", begun.elapsed());
+    for stream in &mut silent {
+        ends(stream, LIMIT).await;
+    }
+    plane.discover("n1").await;
+    for mut stream in known {
+        stream.ask(AUTHORIZATION_TYPE).await;
+        assert_eq!(names(&stream.next().await), ["default/only-client"]);
+    }
+    plane.stop().await;
+}
+
+/// Waits until the other side has closed the connection.
+async fn ends(stream: &mut (impl AsyncRead + Unpin), limit: Duration) {
+    let mut rest = Vec::new();
+    let _ = tokio::time::timeout(limit, stream.read_to_end(&mut rest)).await.expect("closed in time");
 }
 
 #[tokio::test]

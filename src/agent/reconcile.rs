@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
 use rand::Rng;
 use tokio::time::Instant;
 
@@ -62,12 +63,16 @@ pub struct Reconciler<R> {
     proxies: Handle,
     settings: Settings,
     pods: BTreeMap<Str, Tracked>,
+    /// The steps that are being taken, at most one for each pod. A pod that is stuck holds up no other.
+    steps: FuturesUnordered<BoxFuture<'static, (Task, Outcome)>>,
 }
 
 /// A pod that is in the mesh, is to be, or was.
 #[derive(Debug)]
 struct Tracked {
     task: Task,
+    /// A step is being taken.
+    busy: bool,
     due: Instant,
     failures: u32,
     /// What the proxy said when it was last looked at.
@@ -79,7 +84,7 @@ struct Tracked {
 impl<R: Redirect + 'static> Reconciler<R> {
     /// Nothing is done yet.
     pub fn new(redirect: R, proxies: Handle, settings: Settings) -> Self {
-        Self { redirect: Arc::new(redirect), proxies, settings, pods: BTreeMap::new() }
+        Self { redirect: Arc::new(redirect), proxies, settings, pods: BTreeMap::new(), steps: FuturesUnordered::new() }
     }
 
     /// Takes the first list of pods. After that the set of pods for proxies is complete, and they may connect.
@@ -99,12 +104,14 @@ impl<R: Redirect + 'static> Reconciler<R> {
     pub async fn run(mut self, mut discovery: impl Discovery, mut drain: Watch) {
         let mut answers = self.proxies.changed();
         loop {
+            let due = self.next_due();
             tokio::select! {
                 biased;
                 _ = drain.started() => break,
                 pods = discovery.next() => self.update(pods),
                 _ = answers.changed() => self.wake(),
-                () = tokio::time::sleep_until(self.next_due()) => self.work().await,
+                Some((task, outcome)) = self.steps.next() => self.settle(task, outcome),
+                () = tokio::time::sleep_until(due) => self.start_steps(),
             }
         }
         if self.settings.keep_on_exit {
@@ -126,7 +133,7 @@ impl<R: Redirect + 'static> Reconciler<R> {
                 return;
             }
             let task = Task::new(pod);
-            let tracked = Tracked { task, due: now, failures: 0, seen: Served::Unknown, logged: String::new() };
+            let tracked = Tracked { task, busy: false, due: now, failures: 0, seen: Served::Unknown, logged: String::new() };
             self.pods.insert(tracked.task.uid().clone(), tracked);
         }
     }
@@ -152,26 +159,23 @@ impl<R: Redirect + 'static> Reconciler<R> {
         }
     }
 
+    /// When the next step can be started.
     fn next_due(&self) -> Instant {
-        self.pods.values().map(|tracked| tracked.due).min().unwrap_or_else(|| Instant::now() + AUDIT)
+        let idle = self.pods.values().filter(|tracked| !tracked.busy && self.steps.len() < WORKERS);
+        idle.map(|tracked| tracked.due).min().unwrap_or_else(|| Instant::now() + AUDIT)
     }
 
-    /// One step for every pod that is due.
-    async fn work(&mut self) {
+    /// Starts a step for pods that are due, for those first that have waited longest.
+    fn start_steps(&mut self) {
         let now = Instant::now();
-        let mut due = Vec::new();
-        for (uid, tracked) in self.pods.iter_mut().filter(|(_, tracked)| tracked.due <= now) {
+        let mut due: Vec<_> = self.pods.iter_mut().filter(|(_, tracked)| !tracked.busy && tracked.due <= now).collect();
+        due.sort_by_key(|(_, tracked)| tracked.due);
+        for (uid, tracked) in due.into_iter().take(WORKERS.saturating_sub(self.steps.len())) {
             // Before the step looks: what the proxy says during it is news, and wakes the pod again.
             tracked.seen = self.proxies.served(uid);
-            due.push(tracked.task.clone());
-        }
-        let steps = due.into_iter().map(|task| {
-            let (redirect, proxies, drain) = (self.redirect.clone(), self.proxies.clone(), self.settings.drain);
-            async move { task.step(&*redirect, &proxies, drain).await }
-        });
-        let done: Vec<(Task, Outcome)> = futures::stream::iter(steps).buffer_unordered(WORKERS).collect().await;
-        for (task, outcome) in done {
-            self.settle(task, outcome);
+            tracked.busy = true;
+            let (task, redirect, proxies, drain) = (tracked.task.clone(), self.redirect.clone(), self.proxies.clone(), self.settings.drain);
+            self.steps.push(Box::pin(async move { task.step(&*redirect, &proxies, drain).await }));
         }
     }
 
@@ -179,7 +183,8 @@ impl<R: Redirect + 'static> Reconciler<R> {
         let uid = task.uid().clone();
         let Some(tracked) = self.pods.get_mut(&uid) else { return };
         let (name, now) = (task.name(), Instant::now());
-        tracked.task = task;
+        tracked.busy = false;
+        let is_as_wanted = tracked.task.finish(task);
         let mut line = String::new();
         match outcome {
             Outcome::Step(text) => {
@@ -207,9 +212,14 @@ impl<R: Redirect + 'static> Reconciler<R> {
                 if !text.is_empty() {
                     tracing::info!(%uid, pod = %name, "{text}");
                 }
-                self.pods.remove(&uid);
-                return;
+                if is_as_wanted {
+                    self.pods.remove(&uid);
+                    return;
+                }
             }
+        }
+        if !is_as_wanted || self.proxies.served(&uid) != tracked.seen {
+            tracked.due = now;
         }
         if !line.is_empty() && tracked.logged != line {
             tracing::info!(%uid, pod = %name, "{line}");
@@ -227,8 +237,12 @@ impl<R: Redirect + 'static> Reconciler<R> {
         tracing::info!(pods = self.pods.len(), "the agent ends, all pods leave the mesh");
         let end = started + EXIT_LIMIT;
         while !self.pods.is_empty() && Instant::now() < end {
-            tokio::time::sleep_until(self.next_due().min(end)).await;
-            self.work().await;
+            let due = self.next_due().min(end);
+            tokio::select! {
+                biased;
+                Some((task, outcome)) = self.steps.next() => self.settle(task, outcome),
+                () = tokio::time::sleep_until(due) => self.start_steps(),
+            }
         }
         for (uid, tracked) in &self.pods {
             tracing::error!(%uid, pod = %tracked.task.name(), why = %tracked.logged, "pod could not be taken out of the mesh");

@@ -3,8 +3,10 @@
 pub mod ads;
 pub mod ca;
 mod follow;
+mod gate;
 mod health;
 pub mod index;
+mod quiet;
 mod server;
 pub mod source;
 mod tls;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -17,8 +17,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::ads::{Ads, Counters};
 use super::ca::{Authority, Ca, MAX_MESSAGE};
 use super::follow::{Follower, SourceHealth};
+use super::gate::{Connection, MAX_STRANGERS, Strangers};
 use super::health::{self, Health};
 use super::index::Index;
+use super::quiet::Quiet;
 use super::source::{FileSource, Location, Source};
 use super::tls::ServerTls;
 use super::tokens::Tokens;
@@ -154,8 +156,15 @@ impl Control {
 }
 
 /// Accepts and shakes hands, each connection in its own time.
-async fn accept(listener: TcpListener, tls: Arc<ServerTls>, ready: mpsc::Sender<Connection>, mut drain: drain::Watch) {
+async fn accept(
+    listener: TcpListener,
+    tls: Arc<ServerTls>,
+    ready: mpsc::Sender<Connection<TlsStream<TcpStream>>>,
+    mut drain: drain::Watch,
+) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let strangers = Strangers::default();
+    let (full, crowded) = (Quiet::default(), Quiet::default());
     let mut handshakes = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -173,14 +182,22 @@ async fn accept(listener: TcpListener, tls: Arc<ServerTls>, ready: mpsc::Sender<
             }
         };
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-            tracing::warn!(%peer, "refused: more than {MAX_CONNECTIONS} connections");
+            if let Some(left_out) = full.admit() {
+                tracing::warn!(%peer, left_out, "refused: more than {MAX_CONNECTIONS} connections");
+            }
+            continue;
+        };
+        let Some(gate) = strangers.admit(peer.ip()) else {
+            if let Some(left_out) = crowded.admit() {
+                tracing::warn!(%peer, left_out, "refused: more than {MAX_STRANGERS} connections from there have not authenticated");
+            }
             continue;
         };
         let (tls, ready) = (Arc::clone(&tls), ready.clone());
         handshakes.spawn(async move {
             match handshake(stream, &tls).await {
                 Ok(stream) => {
-                    let _ = ready.send(Connection { stream, _slot: slot }).await;
+                    let _ = ready.send(Connection::new(stream, gate, slot)).await;
                 }
                 Err(error) => tracing::debug!(%peer, %error, "handshake"),
             }
@@ -209,57 +226,3 @@ fn sockets() -> SocketFactory {
 fn unknown() -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0)
 }
-
-mod connection {
-    //! A connection that gives its slot back when it ends.
-
-    use std::io;
-    use std::pin::Pin;
-    use std::task::{Context, Poll};
-
-    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-    use tonic::transport::server::Connected;
-
-    use super::{OwnedSemaphorePermit, TcpStream, TlsStream};
-
-    pub(super) struct Connection {
-        pub(super) stream: TlsStream<TcpStream>,
-        pub(super) _slot: OwnedSemaphorePermit,
-    }
-
-    impl Connected for Connection {
-        type ConnectInfo = ();
-
-        fn connect_info(&self) {}
-    }
-
-    impl AsyncRead for Connection {
-        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.stream).poll_read(cx, buf)
-        }
-    }
-
-    impl AsyncWrite for Connection {
-        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-            Pin::new(&mut self.stream).poll_write(cx, buf)
-        }
-
-        fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-            Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-        }
-
-        fn is_write_vectored(&self) -> bool {
-            self.stream.is_write_vectored()
-        }
-
-        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.stream).poll_flush(cx)
-        }
-
-        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.stream).poll_shutdown(cx)
-        }
-    }
-}
-
-use connection::Connection;

@@ -1,4 +1,5 @@
-//! The bearer tokens of proxies: one for each node that the mesh names, in a file that only its owner can read.
+//! The bearer tokens of proxies: one for each node that the mesh names or has named, in a file that only its owner can
+//! read. Who removes the file revokes the token.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -11,9 +12,11 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use parking_lot::RwLock;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
-use tonic::Status;
 use tonic::metadata::MetadataMap;
+use tonic::{Request, Status};
 
+use super::gate::Gate;
+use super::quiet::Quiet;
 use crate::base::{Error, Result, Str, code};
 
 /// Bytes of chance in a token.
@@ -22,10 +25,26 @@ const STRENGTH: usize = 32;
 /// Longest token that is compared, bytes.
 const LONGEST: usize = 4096;
 
+/// Tokens of nodes on which no pod runs; of what is above, none is in force.
+const MAX_IDLE: usize = 16 * 1024;
+
+/// A file that is being written. No node can be called so, and it is not longer than the longest name.
+const NEW: &str = ".new";
+
 /// Who may call: the proxies of these nodes.
 pub struct Tokens {
     directory: PathBuf,
     by_node: RwLock<BTreeMap<Str, String>>,
+    /// Anyone who reaches the port can be refused: one for each reason.
+    refused: [Quiet; 3],
+}
+
+/// Why a call is refused.
+#[derive(Clone, Copy)]
+enum Refusal {
+    NoHeader,
+    NoToken,
+    Unknown,
 }
 
 impl Tokens {
@@ -35,29 +54,33 @@ impl Tokens {
     /// The directory cannot be made.
     pub fn open(directory: &Path) -> Result<Self> {
         private_directory(directory).map_err(|error| failed(directory, error))?;
-        Ok(Self { directory: directory.to_owned(), by_node: RwLock::default() })
+        Ok(Self { directory: directory.to_owned(), by_node: RwLock::default(), refused: Default::default() })
     }
 
-    /// Makes tokens of nodes that have none and removes those of all others.
+    /// Makes tokens of nodes that have none. Nodes that are not named keep theirs for as long as its file is there: the
+    /// last pod of a node may go and another come, and nobody brings the node a new token then.
     ///
-    /// A token in a file that others could read is replaced: it may have been read.
+    /// A token of a named node in a file that others could read is replaced: it may have been read.
     ///
     /// # Errors
     /// A file cannot be read or written; the tokens of the other nodes are in force all the same.
     pub fn follow<'a>(&self, nodes: impl Iterator<Item = &'a Str>) -> Result<()> {
-        let nodes: BTreeSet<Str> = nodes.cloned().collect();
-        let mut first_error = None;
         let mut tokens = BTreeMap::new();
-        for node in &nodes {
-            match self.read_or_make(node) {
-                Ok(token) => {
-                    tokens.insert(node.clone(), token);
-                }
-                Err(error) => first_error = first_error.or(Some(failed(&self.directory.join(&**node), error))),
-            }
+        let mut first_error = None;
+        let mut take = |node: &Str, token: io::Result<Option<String>>| match token {
+            Ok(token) => tokens.extend(token.map(|token| (node.clone(), token))),
+            Err(error) => first_error = first_error.take().or(Some(failed(&self.directory.join(&**node), error))),
+        };
+        let named: BTreeSet<&Str> = nodes.collect();
+        for node in &named {
+            take(node, self.read_or_make(node).map(Some));
+        }
+        let idle = self.nodes_with_a_file().map_err(|error| failed(&self.directory, error));
+        for node in idle.iter().flatten().filter(|node| !named.contains(node)).take(MAX_IDLE) {
+            take(node, self.read(node));
         }
         *self.by_node.write() = tokens;
-        self.remove_others(&nodes).map_err(|error| failed(&self.directory, error))?;
+        idle?;
         first_error.map_or(Ok(()), Err)
     }
 
@@ -66,60 +89,88 @@ impl Tokens {
         self.by_node.read().contains_key(node)
     }
 
-    /// The node whose proxy calls.
+    /// The node whose proxy calls; its connection is no stranger's from now on.
     ///
     /// # Errors
     /// Unauthenticated: no token, or an unknown one.
-    pub fn caller(&self, metadata: &MetadataMap) -> std::result::Result<Str, Status> {
-        let refuse = |reason| {
-            let error = Error::new(&code::NOT_AUTHENTICATED, reason);
-            tracing::warn!(%error, "call refused");
-            Status::unauthenticated(error.to_string())
-        };
-        let Some(header) = metadata.get("authorization") else { return Err(refuse("no authorization header")) };
+    pub fn caller<T>(&self, request: &Request<T>) -> std::result::Result<Str, Status> {
+        let node = self.holder(request.metadata())?;
+        if let Some(gate) = request.extensions().get::<Gate>() {
+            gate.open();
+        }
+        Ok(node)
+    }
+
+    fn holder(&self, metadata: &MetadataMap) -> std::result::Result<Str, Status> {
+        let Some(header) = metadata.get("authorization") else { return Err(self.refuse(Refusal::NoHeader)) };
         let header = header.to_str().unwrap_or_default();
         let token = match header.split_once(' ') {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") && token.len() <= LONGEST => token.trim(),
-            _ => return Err(refuse("the authorization header holds no bearer token")),
+            _ => return Err(self.refuse(Refusal::NoToken)),
         };
         // All are compared, so that the time taken does not tell which one came close.
         let tokens = self.by_node.read();
         let found = tokens.iter().fold(None, |found, (node, known)| if is_equal(known, token) { Some(node.clone()) } else { found });
-        found.ok_or_else(|| refuse("the bearer token belongs to no node of the mesh"))
+        let is_there = |node: &Str| self.directory.join(&**node).symlink_metadata().is_ok();
+        found.filter(is_there).ok_or_else(|| self.refuse(Refusal::Unknown))
+    }
+
+    fn refuse(&self, why: Refusal) -> Status {
+        let reason = match why {
+            Refusal::NoHeader => "no authorization header",
+            Refusal::NoToken => "the authorization header holds no bearer token",
+            Refusal::Unknown => "the bearer token belongs to no node of the mesh",
+        };
+        let error = Error::new(&code::NOT_AUTHENTICATED, reason);
+        if let Some(left_out) = self.refused[why as usize].admit() {
+            tracing::warn!(%error, left_out, "call refused");
+        }
+        Status::unauthenticated(error.to_string())
     }
 
     fn read_or_make(&self, node: &str) -> io::Result<String> {
-        let path = self.directory.join(node);
-        match OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(&path) {
-            Ok(file) => {
-                let mut token = String::new();
-                let meta = file.metadata()?;
-                let private = meta.mode() & 0o077 == 0 && meta.uid() == nix::unistd::geteuid().as_raw();
-                file.take(LONGEST as u64).read_to_string(&mut token)?;
-                let token = token.trim();
-                if private && token.len() >= STRENGTH {
-                    return Ok(token.to_owned());
-                }
-                tracing::warn!(path = %path.display(), "the token is or was another user's to read, or is too short: a new one is made");
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+        if let Some(token) = self.read(node)? {
+            return Ok(token);
         }
         let mut bytes = [0; STRENGTH];
         OsRng.try_fill_bytes(&mut bytes).map_err(io::Error::other)?;
         let token = URL_SAFE_NO_PAD.encode(bytes);
-        write_private(&path, token.as_bytes())?;
+        write_private(&self.directory.join(node), token.as_bytes())?;
         Ok(token)
     }
 
-    fn remove_others(&self, nodes: &BTreeSet<Str>) -> io::Result<()> {
+    /// The token in the file, if there is one that can be relied on.
+    fn read(&self, node: &str) -> io::Result<Option<String>> {
+        let path = self.directory.join(node);
+        let file = match OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut token = String::new();
+        let meta = file.metadata()?;
+        let private = meta.mode() & 0o077 == 0 && meta.uid() == nix::unistd::geteuid().as_raw();
+        file.take(LONGEST as u64).read_to_string(&mut token)?;
+        let token = token.trim();
+        if private && token.len() >= STRENGTH {
+            return Ok(Some(token.to_owned()));
+        }
+        tracing::warn!(path = %path.display(), "the token is or was another user's to read, or is too short: it is void");
+        Ok(None)
+    }
+
+    fn nodes_with_a_file(&self) -> io::Result<BTreeSet<Str>> {
+        let mut nodes = BTreeSet::new();
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
-            if entry.file_name().to_str().is_none_or(|name| !nodes.contains(name)) && entry.file_type()?.is_file() {
-                fs::remove_file(entry.path())?;
+            if let Some(name) = entry.file_name().to_str()
+                && name != NEW
+                && entry.file_type()?.is_file()
+            {
+                nodes.insert(name.into());
             }
         }
-        Ok(())
+        Ok(nodes)
     }
 }
 
@@ -155,9 +206,7 @@ pub(super) fn write_private(path: &Path, contents: &[u8]) -> io::Result<()> {
 
 /// Writes a file of that mode; a reader sees it whole or not at all.
 pub(super) fn write_file(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let new = path.with_file_name(name);
+    let new = path.with_file_name(NEW);
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -185,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn each_node_has_a_token_of_its_own_as_long_as_it_is_named() {
+    fn each_node_has_a_token_of_its_own_until_its_file_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tokens");
         let tokens = Tokens::open(&path).unwrap();
@@ -196,21 +245,43 @@ mod tests {
         assert_eq!(fs::metadata(path.join("n1")).unwrap().mode() & 0o777, 0o600);
         assert_eq!(URL_SAFE_NO_PAD.decode(read("n1")).unwrap().len(), 32);
         assert_ne!(read("n1"), read("n2"));
-        assert_eq!(&*tokens.caller(&bearer(&read("n2"))).unwrap(), "n2");
+        assert_eq!(&*tokens.holder(&bearer(&read("n2"))).unwrap(), "n2");
 
         let (first, second) = (read("n1"), read("n2"));
         let again = Tokens::open(&path).unwrap();
         again.follow([&one].into_iter()).unwrap();
         assert_eq!(read("n1"), first, "a token stays the same over a restart");
-        assert!(!path.join("n2").exists() && !again.knows("n2"));
-        let status = again.caller(&bearer(&second)).unwrap_err();
-        assert_eq!(status.code(), tonic::Code::Unauthenticated);
+        assert_eq!(&*again.holder(&bearer(&second)).unwrap(), "n2", "also that of a node without pods");
+        fs::remove_file(path.join("n2")).unwrap();
+        let status = again.holder(&bearer(&second)).unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unauthenticated, "revoked at once");
         assert!(status.message().contains("W7003"), "{status}");
+        again.follow([&one].into_iter()).unwrap();
+        assert!(!path.join("n2").exists() && !again.knows("n2"));
+        again.follow([&one, &two].into_iter()).unwrap();
+        assert_ne!(read("n2"), second, "a node that is named gets another");
+        again.holder(&bearer(&second)).unwrap_err();
 
+        fs::set_permissions(path.join("n2"), fs::Permissions::from_mode(0o644)).unwrap();
+        again.follow([&one].into_iter()).unwrap();
+        assert!(!again.knows("n2"), "a token that others could read is void");
         fs::set_permissions(path.join("n1"), fs::Permissions::from_mode(0o644)).unwrap();
         again.follow([&one].into_iter()).unwrap();
         assert_ne!(read("n1"), first, "a token that others could read is replaced");
         assert_eq!(fs::metadata(path.join("n1")).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn any_names_of_nodes_keep_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokens = Tokens::open(dir.path()).unwrap();
+        let (short, new, long): (Str, Str, Str) = ("n1".into(), "n1.new".into(), format!("{}x", "a.".repeat(126)).into());
+        tokens.follow([&new].into_iter()).unwrap();
+        let token = fs::read_to_string(dir.path().join("n1.new")).unwrap();
+        tokens.follow([&short, &new, &long].into_iter()).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("n1.new")).unwrap(), token);
+        assert!([&short, &new, &long].iter().all(|node| tokens.knows(node)));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "nothing else is left there");
     }
 
     #[test]
@@ -225,7 +296,7 @@ mod tests {
         basic.insert("authorization", format!("Basic {token}").parse().unwrap());
         cases.push(basic);
         for metadata in cases {
-            assert_eq!(tokens.caller(&metadata).unwrap_err().code(), tonic::Code::Unauthenticated, "{metadata:?}");
+            assert_eq!(tokens.holder(&metadata).unwrap_err().code(), tonic::Code::Unauthenticated, "{metadata:?}");
         }
     }
 }

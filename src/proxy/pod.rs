@@ -257,23 +257,13 @@ impl Serve for ServePods {
         self.0.start_pod(uid, info, netns)
     }
 
-    async fn stop(&mut self, uid: &str, graceful: bool) {
+    async fn stop(&mut self, uid: &str) {
         let Some(running) = self.0.running.lock().remove(uid) else { return };
-        let limit = if graceful { self.0.shared.settings.drain } else { Duration::ZERO };
-        let pods = self.0.clone();
-        let end = async move {
-            let identity = running.pod.identity.get().cloned();
-            running.stop(limit).await;
-            // Not before: a connection that is open still may ask for it, and would bring it back for good.
-            if let Some(identity) = identity {
-                pods.forget_identity(&identity);
-            }
-        };
-        if graceful {
-            // Listeners close when the drain starts; what is open may take its time.
-            tokio::spawn(end);
-        } else {
-            end.await;
+        let identity = running.pod.identity.get().cloned();
+        running.stop(Duration::ZERO).await;
+        // Not before: a connection that is open still may ask for it, and would bring it back for good.
+        if let Some(identity) = identity {
+            self.0.forget_identity(&identity);
         }
     }
 }

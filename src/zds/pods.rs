@@ -20,9 +20,9 @@ pub trait Serve: Send {
     /// takes longer than 4 s, and must then leave nothing open.
     fn start(&mut self, uid: &str, info: &WorkloadInfo, netns: NetNs) -> impl Future<Output = Result<()>> + Send;
 
-    /// Stops serving the pod; `graceful` lets its connections finish in the background. Returns when the listeners are
-    /// closed, so that a start in the same namespace can follow.
-    fn stop(&mut self, uid: &str, graceful: bool) -> impl Future<Output = ()> + Send;
+    /// Stops serving the pod and cuts its connections. Returns when the listeners are closed, so that a start in the same
+    /// namespace can follow.
+    fn stop(&mut self, uid: &str) -> impl Future<Output = ()> + Send;
 }
 
 /// All pods of this proxy, over all sessions with the agent.
@@ -160,7 +160,7 @@ impl<S: Serve> Pods<S> {
 
     async fn stop(&mut self, uid: &str) {
         // The agent says "gone" only for pods whose connections are over: nothing is waited for.
-        if let Err(error) = deadline(STEP_LIMIT, &code::POD_START, format!("stop {uid}"), self.server.stop(uid, false)).await {
+        if let Err(error) = deadline(STEP_LIMIT, &code::POD_START, format!("stop {uid}"), self.server.stop(uid)).await {
             tracing::warn!(%uid, %error, "pod did not stop in time");
         }
     }
@@ -201,8 +201,8 @@ mod tests {
             Ok(())
         }
 
-        async fn stop(&mut self, uid: &str, graceful: bool) {
-            self.did.push(format!("stop {uid}{}", if graceful { " gracefully" } else { "" }));
+        async fn stop(&mut self, uid: &str) {
+            self.did.push(format!("stop {uid}"));
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::TcpListener;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,6 +18,7 @@ use warren::agent::redirect::{Redirect, State};
 use warren::base::drain::{self, Trigger};
 use warren::base::{Error, Result, code};
 use warren::net::NetNs;
+use warren::net::netns::NetNsId;
 use warren::zds::WorkloadInfo;
 use warren::zds::client::{Client, Status};
 use warren::zds::pods::Serve;
@@ -33,7 +35,7 @@ impl Serve for Listening {
         Ok(())
     }
 
-    async fn stop(&mut self, uid: &str, _graceful: bool) {
+    async fn stop(&mut self, uid: &str) {
         self.0.lock().remove(uid);
     }
 }
@@ -220,6 +222,63 @@ fn a_failure_is_tried_again() {
         world.until(State::Redirecting);
         mesh.captured();
         mesh.end(agent);
+    });
+}
+
+/// The real thing, except in one namespace, where nothing ever answers.
+struct Stuck(Nft, NetNsId);
+
+impl Stuck {
+    async fn or_never(&self, netns: &NetNs) -> &Nft {
+        if netns.id() == self.1 {
+            std::future::pending::<()>().await;
+        }
+        &self.0
+    }
+}
+
+impl Redirect for Stuck {
+    async fn state(&self, netns: &NetNs) -> Result<State> {
+        self.or_never(netns).await.state(netns).await
+    }
+
+    async fn apply(&self, netns: &NetNs) -> Result<()> {
+        self.or_never(netns).await.apply(netns).await
+    }
+
+    async fn hold(&self, netns: &NetNs) -> Result<()> {
+        self.or_never(netns).await.hold(netns).await
+    }
+
+    async fn remove(&self, netns: &NetNs) -> Result<()> {
+        self.or_never(netns).await.remove(netns).await
+    }
+
+    async fn connections(&self, netns: &NetNs) -> Result<usize> {
+        self.or_never(netns).await.connections(netns).await
+    }
+}
+
+#[test]
+fn a_pod_that_is_stuck_holds_up_neither_another_nor_the_end() {
+    both_families(|world| {
+        let mesh = Mesh::new(world);
+        mesh.write(true, "client");
+        let text = std::fs::read_to_string(mesh.file()).expect("mesh file");
+        let stuck = format!("/proc/self/fd/{}", world.host.as_fd().as_raw_fd());
+        let stuck = format!("- {{name: a, node: here, ips: [10.1.1.1], netns: {stuck}, ambient: true}}\n");
+        std::fs::write(mesh.file(), text + &stuck).expect("mesh file");
+        let redirect = || Stuck(Nft::default(), world.host.id());
+        let agent = mesh.agent_with(redirect(), true);
+        world.until(State::Redirecting);
+        mesh.end(agent);
+
+        let (trigger, agent) = mesh.agent_with(redirect(), false);
+        mesh.until(|status| status.ready() && status.served == 2);
+        let end = world.spawn(async move { trigger.drain(Duration::from_secs(8)).await });
+        world.until(State::Absent);
+        agent.abort();
+        assert!(world.wait(end).expect("no panic"));
     });
 }
 

@@ -61,6 +61,12 @@ impl Task {
         std::mem::replace(&mut self.pod.ambient, false)
     }
 
+    /// Takes what a step of an earlier clone has found; tells whether what it was after is still what is wanted.
+    pub(super) fn finish(&mut self, done: Task) -> bool {
+        (self.netns, self.held) = (done.netns, done.held);
+        self.pod == done.pod
+    }
+
     /// The pod as proxies are told about it, if they are.
     pub(super) fn register(&mut self) -> Option<server::Pod> {
         if !self.pod.ambient {

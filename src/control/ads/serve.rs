@@ -61,7 +61,7 @@ impl AggregatedDiscoveryService for Ads {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> std::result::Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let node = self.tokens.caller(request.metadata())?;
+        let node = self.tokens.caller(&request)?;
         let slot = Arc::clone(&self.slots)
             .try_acquire_owned()
             .map_err(|_| Status::resource_exhausted(format!("more than {MAX_STREAMS} discovery streams")))?;
@@ -129,7 +129,7 @@ impl ClientStream {
                     self.room().await?;
                     let index = self.index.borrow_and_update().clone();
                     if !self.tokens.knows(&self.node) {
-                        return Err(Status::permission_denied(format!("node {} is no longer part of the mesh (W7003)", self.node)));
+                        return Err(Status::permission_denied(format!("the token of node {} is revoked (W7003)", self.node)));
                     }
                     for response in self.session.advance(&index) {
                         self.send(response).await?;

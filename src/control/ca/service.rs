@@ -97,7 +97,7 @@ impl IstioCertificateService for Ca {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> std::result::Result<Response<IstioCertificateResponse>, Status> {
-        let node = self.tokens.caller(request.metadata())?;
+        let node = self.tokens.caller(&request)?;
         if !self.within_rate(&node) {
             return Err(Status::resource_exhausted(format!("more than {MAX_RATE} certificates in a second for node {node}; try again")));
         }

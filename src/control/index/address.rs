@@ -18,7 +18,7 @@ pub(super) const CLUSTER: &str = "Kubernetes";
 /// The only network has no name.
 const NETWORK: &str = "";
 
-/// Left out on the wire when it is this.
+/// Left out on the wire when it is this: what proxies put there, whatever a mesh file without one may mean.
 const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 
 /// What an address is looked up by.

@@ -207,6 +207,11 @@ impl Index {
     }
 
     /// Whether a pod of that account runs on that node.
+    ///
+    /// Also one that is not in the mesh: a proxy asks for the certificate of a pod that joins as soon as its agent has
+    /// told it, and the two read the same file independently, so that this index may still be the one before. A proxy
+    /// that lies can use no more than the accounts of its own node, which run under the same kernel as itself. (The
+    /// demonstration's impostor is one: its certificate is a genuine one of a pod outside the mesh.)
     pub fn runs_on(&self, node: &str, namespace: &str, service_account: &str) -> bool {
         let account = (namespace.into(), service_account.into());
         self.nodes.get(node).is_some_and(|node| node.accounts.contains(&account))

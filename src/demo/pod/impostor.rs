@@ -8,10 +8,10 @@ use std::time::Duration;
 use super::server::listen;
 use crate::base::{Error, Result, code, deadline};
 use crate::identity::{Authority, GrpcAuthority, GrpcAuthoritySettings, SpiffeId};
+use crate::proxy::HBONE_PORT;
 use crate::tls::channel::{Channel, ChannelSettings};
 use crate::tls::{self, RootSource, TokenSource};
 
-const HBONE_PORT: u16 = 15008;
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Where the certificate comes from and for whom it is.

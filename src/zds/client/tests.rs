@@ -19,7 +19,7 @@ impl Serve for Fake {
         Ok(())
     }
 
-    async fn stop(&mut self, uid: &str, _graceful: bool) {
+    async fn stop(&mut self, uid: &str) {
         self.0.lock().remove(uid);
     }
 }
