@@ -6,10 +6,12 @@ mod follow;
 mod gate;
 mod health;
 pub mod index;
-mod quiet;
 mod server;
 pub mod source;
 mod tls;
 pub mod tokens;
 
 pub use server::{Control, Settings};
+
+/// Lines that a stranger can cause with each kind of refusal in one second.
+const LINES_PER_SECOND: u32 = 3;

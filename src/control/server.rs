@@ -20,12 +20,12 @@ use super::follow::{Follower, SourceHealth};
 use super::gate::{Connection, MAX_STRANGERS, Strangers};
 use super::health::{self, Health};
 use super::index::Index;
-use super::quiet::Quiet;
 use super::source::{FileSource, Location, Source};
 use super::tls::ServerTls;
 use super::tokens::Tokens;
 use crate::base::{Error, Result, code, deadline, drain};
 use crate::net::socket::{Keepalive, SocketFactory};
+use crate::telemetry::rate::Rate;
 use crate::wire::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use crate::wire::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 
@@ -164,7 +164,7 @@ async fn accept(
 ) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let strangers = Strangers::default();
-    let (full, crowded) = (Quiet::default(), Quiet::default());
+    let (full, crowded) = (Rate::new(super::LINES_PER_SECOND), Rate::new(super::LINES_PER_SECOND));
     let mut handshakes = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -182,13 +182,13 @@ async fn accept(
             }
         };
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-            if let Some(left_out) = full.admit() {
+            if let Some(left_out) = full.admit(std::time::Instant::now()) {
                 tracing::warn!(%peer, left_out, "refused: more than {MAX_CONNECTIONS} connections");
             }
             continue;
         };
         let Some(gate) = strangers.admit(peer.ip()) else {
-            if let Some(left_out) = crowded.admit() {
+            if let Some(left_out) = crowded.admit(std::time::Instant::now()) {
                 tracing::warn!(%peer, left_out, "refused: more than {MAX_STRANGERS} connections from there have not authenticated");
             }
             continue;

@@ -16,8 +16,8 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 
 use super::gate::Gate;
-use super::quiet::Quiet;
 use crate::base::{Error, Result, Str, code};
+use crate::telemetry::rate::Rate;
 
 /// Bytes of chance in a token.
 const STRENGTH: usize = 32;
@@ -36,7 +36,7 @@ pub struct Tokens {
     directory: PathBuf,
     by_node: RwLock<BTreeMap<Str, String>>,
     /// Anyone who reaches the port can be refused: one for each reason.
-    refused: [Quiet; 3],
+    refused: [Rate; 3],
 }
 
 /// Why a call is refused.
@@ -54,7 +54,11 @@ impl Tokens {
     /// The directory cannot be made.
     pub fn open(directory: &Path) -> Result<Self> {
         private_directory(directory).map_err(|error| failed(directory, error))?;
-        Ok(Self { directory: directory.to_owned(), by_node: RwLock::default(), refused: Default::default() })
+        Ok(Self {
+            directory: directory.to_owned(),
+            by_node: RwLock::default(),
+            refused: std::array::from_fn(|_| Rate::new(super::LINES_PER_SECOND)),
+        })
     }
 
     /// Makes tokens of nodes that have none. Nodes that are not named keep theirs for as long as its file is there: the
@@ -122,7 +126,7 @@ impl Tokens {
             Refusal::Unknown => "the bearer token belongs to no node of the mesh",
         };
         let error = Error::new(&code::NOT_AUTHENTICATED, reason);
-        if let Some(left_out) = self.refused[why as usize].admit() {
+        if let Some(left_out) = self.refused[why as usize].admit(std::time::Instant::now()) {
             tracing::warn!(%error, left_out, "call refused");
         }
         Status::unauthenticated(error.to_string())
