@@ -71,8 +71,8 @@ codes! {
     INTERNAL "W0001" Warren false "CONNECT" "internal error" "This is a defect. Report it with the log lines around it.";
     BAD_SETTING "W0002" Configuration false "-" "a setting has an unusable value" "Correct the named environment variable or flag; docs/configuration.md lists what each accepts.";
     NO_PERMISSION "W0003" Node false "-" "the kernel refused a privileged operation" "Give the container the capabilities listed in docs/operating.md (NET_ADMIN, SYS_ADMIN), or run `warren demo`, which needs none.";
-    BIND_FAILED "W0004" Node true "-" "a listener could not be bound" "Another process holds the port, or the address is not on this node. `ss -ltnp` shows who.";
-    BAD_FILE "W0005" Configuration false "-" "a file could not be read or understood" "The text names file, line and column. The last good state stays in force.";
+    BIND_FAILED "W0004" Node true "-" "a listener could not be bound" "Another process holds the port or socket (`ss -lxtnp` shows who), the address is not on this node, or this process may not open it: the kernel's answer is in the text.";
+    BAD_FILE "W0005" Configuration false "-" "a file could not be read or understood" "The text names the file and, if it could be read, line and column. What was in force stays in force.";
     NOT_READY "W0006" ControlPlane true "-" "not ready yet" "The readiness endpoint lists what is waited for.";
     DRAINED "W0007" Node true "CONNECT" "closed because this proxy is shutting down" "Expected during an upgrade. Raise the termination grace period if connections need longer.";
 
@@ -96,7 +96,7 @@ codes! {
     BAD_METHOD "W2001" Peer false "CONNECT" "an HBONE request was not CONNECT" "Something other than a mesh proxy uses port 15008.";
     BAD_AUTHORITY "W2002" Peer false "CONNECT" "an HBONE request has no usable target" "The :authority must be ip:port or host:port.";
     ADDRESS_MISMATCH "W2003" Peer false "CONNECT" "the requested address is not this pod's" "The peer has stale data about who owns the address, or probes other pods through this one.";
-    POLICY_DENIED "W2004" Configuration false "DENY" "refused by policy" "The text names the policy. `warren why SRC DST` evaluates it.";
+    POLICY_DENIED "W2004" Configuration false "DENY" "refused by policy" "The text names the policy, or says that Allow policies exist and none matches. The access log names the client's identity.";
     POLICY_CUT "W2005" Configuration false "DENY" "closed because policy changed" "The connection was open and is no longer allowed.";
     APP_TIMEOUT "W2006" Destination true "CONNECT" "the application did not accept in time" "Its accept queue is full or the port is filtered inside the pod.";
     APP_REFUSED "W2007" Destination true "CONNECT" "the application refused the connection" "Nothing listens on that port in the pod, or it listens on 127.0.0.1 only.";
@@ -131,7 +131,7 @@ codes! {
     REDIRECT_FAILED "W6002" Node true "-" "redirection could not be programmed" "The kernel's answer is in the text; nothing was changed. Check that nf_tables and nf_nat are available.";
     ROUTE_FAILED "W6003" Node true "-" "policy routing could not be programmed" "The kernel's answer is in the text.";
 
-    SOURCE_BROKEN "W7001" Configuration false "-" "the mesh source is broken" "The text gives line and column. The last good state is still served.";
+    SOURCE_BROKEN "W7001" Configuration false "-" "the mesh source is broken" "The text says what and where. What was in force stays in force; at the start nothing is: the control plane ends, the agent waits for a usable file.";
     CSR_INVALID "W7002" Peer false "-" "a certificate request is unusable" "The request must be PKCS#10 with a valid signature and an accepted key.";
     NOT_AUTHENTICATED "W7003" Peer false "-" "a caller of the control plane is not authenticated" "Its token is missing or unknown.";
     NOT_AUTHORIZED "W7004" Peer false "-" "a node asked for an identity that does not run there" "Stale agent data, or a compromised node.";

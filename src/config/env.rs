@@ -40,7 +40,7 @@ variables! {
     XDS_ROOT_CA "XDS_ROOT_CA" "./var/run/secrets/istio/root-cert.pem" "What verifies the control plane: a path, `SYSTEM`, or PEM text.";
     ALT_XDS_HOSTNAME "ALT_XDS_HOSTNAME" "" "A second name the control plane's certificate may carry.";
     XDS_HEADER "XDS_HEADER_*" "" "Extra request header for the control plane.";
-    CA_ADDRESS "CA_ADDRESS" "as XDS_ADDRESS" "Certificate authority.";
+    CA_ADDRESS "CA_ADDRESS" "https://istiod.istio-system.svc:15012 in a cluster, else https://localhost:15012" "Certificate authority. Not taken from `XDS_ADDRESS`: set both.";
     CA_ROOT_CA "CA_ROOT_CA" "./var/run/secrets/istio/root-cert.pem" "What verifies the authority: a path, `SYSTEM`, or PEM text.";
     ALT_CA_HOSTNAME "ALT_CA_HOSTNAME" "" "A second name the authority's certificate may carry.";
     CA_HEADER "CA_HEADER_*" "" "Extra request header for the authority.";
