@@ -129,7 +129,7 @@ fn show(json: bool, told: Told) -> Result<Option<Mesh>> {
     if json {
         print(&told.report)?;
     } else if !told.report.claims.is_empty() {
-        println!("\n{}", told.report.text());
+        super::show(&format!("\n{}\n", told.report.text()))?;
     }
     told.error.map_or(Ok(told.mesh), Err)
 }
@@ -179,8 +179,7 @@ fn recorder(path: PathBuf) -> Result<Recorder> {
 
 fn print(report: &impl serde::Serialize) -> Result<()> {
     let line = serde_json::to_string(report).map_err(|error| Error::caused(&code::INTERNAL, "write a report", error))?;
-    println!("{line}");
-    Ok(())
+    super::show(&format!("{line}\n"))
 }
 
 fn duration(seconds: f64) -> Result<Duration> {

@@ -17,26 +17,23 @@ pub(super) struct Arguments {
 /// Prints what each code means.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.page {
-        print!("{}", code::reference_page());
+        super::show(&code::reference_page())?;
         return Ok(ExitCode::SUCCESS);
     }
     if arguments.codes.is_empty() {
-        for code in code::ALL {
-            println!("{}  {}", code.id, code.title);
-        }
+        let list: String = code::ALL.iter().map(|code| format!("{}  {}\n", code.id, code.title)).collect();
+        super::show(&list)?;
         return Ok(ExitCode::SUCCESS);
     }
     for id in &arguments.codes {
         let code = code::find(id)
             .ok_or_else(|| Error::new(&code::BAD_SETTING, format!("no such code: {id}; `warren explain` without one lists all")))?;
-        print_code(code);
+        super::show(&text(code))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_code(code: &Code) {
-    println!("{}: {}", code.id, code.title);
-    println!("  whose side:   {}", code.side);
-    println!("  retry helps:  {}", if code.retry { "yes" } else { "no" });
-    println!("  what to do:   {}", code.hint);
+fn text(code: &Code) -> String {
+    let retry = if code.retry { "yes" } else { "no" };
+    format!("{}: {}\n  whose side:   {}\n  retry helps:  {retry}\n  what to do:   {}\n", code.id, code.title, code.side, code.hint)
 }

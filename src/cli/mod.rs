@@ -1,5 +1,6 @@
 //! The command line: one file per role or verb.
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -114,3 +115,13 @@ fn until_signal<F: Future<Output = Result<()>>>(role: impl FnOnce(Watch) -> F) -
 
 /// The longest a role may take to end after a signal; each has shorter limits of its own.
 const DRAIN_LIMIT: Duration = Duration::from_secs(60);
+
+/// Prints to stdout.
+///
+/// # Errors
+/// Nobody takes it: the disk is full, the reader is gone.
+fn show(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    written.map_err(|error| Error::caused(&code::BAD_FILE, "write to stdout", error))
+}

@@ -7,6 +7,6 @@ use crate::config::env;
 
 /// Prints the reference page.
 pub(super) fn run() -> Result<ExitCode> {
-    print!("{}", env::reference_page());
+    super::show(&env::reference_page())?;
     Ok(ExitCode::SUCCESS)
 }

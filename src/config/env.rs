@@ -40,9 +40,9 @@ variables! {
     XDS_ROOT_CA "XDS_ROOT_CA" "./var/run/secrets/istio/root-cert.pem" "What verifies the control plane: a path, `SYSTEM`, or PEM text.";
     ALT_XDS_HOSTNAME "ALT_XDS_HOSTNAME" "" "A second name the control plane's certificate may carry.";
     XDS_HEADER "XDS_HEADER_*" "" "Extra request header for the control plane.";
-    CA_ADDRESS "CA_ADDRESS" "https://istiod.istio-system.svc:15012 in a cluster, else https://localhost:15012" "Certificate authority. Not taken from `XDS_ADDRESS`: set both.";
-    CA_ROOT_CA "CA_ROOT_CA" "./var/run/secrets/istio/root-cert.pem" "What verifies the authority: a path, `SYSTEM`, or PEM text.";
-    ALT_CA_HOSTNAME "ALT_CA_HOSTNAME" "" "A second name the authority's certificate may carry.";
+    CA_ADDRESS "CA_ADDRESS" "XDS_ADDRESS" "Certificate authority.";
+    CA_ROOT_CA "CA_ROOT_CA" "XDS_ROOT_CA" "What verifies the authority: a path, `SYSTEM`, or PEM text.";
+    ALT_CA_HOSTNAME "ALT_CA_HOSTNAME" "ALT_XDS_HOSTNAME" "A second name the authority's certificate may carry.";
     CA_HEADER "CA_HEADER_*" "" "Extra request header for the authority.";
     AUTH_TOKEN "AUTH_TOKEN" "./var/run/secrets/tokens/istio-token if it exists" "Bearer token for both: a path, read anew for every request, or the token.";
     SECRET_TTL "SECRET_TTL" "24h" "Certificate lifetime to ask for.";

@@ -221,16 +221,30 @@ struct ServerVariables {
     root: &'static Variable,
     alt: &'static Variable,
     header: &'static Variable,
+    instead: Option<&'static ServerVariables>,
 }
 
-static XDS: ServerVariables =
-    ServerVariables { address: &env::XDS_ADDRESS, root: &env::XDS_ROOT_CA, alt: &env::ALT_XDS_HOSTNAME, header: &env::XDS_HEADER };
-static CA: ServerVariables =
-    ServerVariables { address: &env::CA_ADDRESS, root: &env::CA_ROOT_CA, alt: &env::ALT_CA_HOSTNAME, header: &env::CA_HEADER };
+static XDS: ServerVariables = ServerVariables {
+    address: &env::XDS_ADDRESS,
+    root: &env::XDS_ROOT_CA,
+    alt: &env::ALT_XDS_HOSTNAME,
+    header: &env::XDS_HEADER,
+    instead: None,
+};
+static CA: ServerVariables = ServerVariables {
+    address: &env::CA_ADDRESS,
+    root: &env::CA_ROOT_CA,
+    alt: &env::ALT_CA_HOSTNAME,
+    header: &env::CA_HEADER,
+    instead: Some(&XDS),
+};
 
 fn server(vars: &Env, names: &ServerVariables) -> Option<Server> {
     let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
-    let address = vars.text(names.address).unwrap_or(if in_cluster { IN_CLUSTER } else { OUT_OF_CLUSTER });
+    // One control plane is usually both: what is not said of one is taken from the other.
+    let other = |variable: Option<&'static Variable>| variable.and_then(|variable| vars.some(variable));
+    let address = vars.text(names.address).or(other(names.instead.map(|other| other.address)));
+    let address = address.unwrap_or(if in_cluster { IN_CLUSTER } else { OUT_OF_CLUSTER });
     if address.is_empty() {
         return None;
     }
@@ -241,8 +255,8 @@ fn server(vars: &Env, names: &ServerVariables) -> Option<Server> {
     };
     Some(Server {
         address,
-        root: vars.some(names.root).unwrap_or(DEFAULT_ROOT).to_owned(),
-        alt_hostname: vars.some(names.alt).map(str::to_owned),
+        root: vars.some(names.root).or(other(names.instead.map(|other| other.root))).unwrap_or(DEFAULT_ROOT).to_owned(),
+        alt_hostname: vars.some(names.alt).or(other(names.instead.map(|other| other.alt))).map(str::to_owned),
         token,
         headers: vars.family(names.header),
     })

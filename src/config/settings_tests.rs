@@ -59,3 +59,13 @@ fn unusable_values_are_named() {
         assert!(error.contains(name) && error.contains(value), "{error}");
     }
 }
+
+#[test]
+fn what_is_not_said_of_the_authority_is_the_control_planes() {
+    let same = Settings::from_env(&Env::from([("XDS_ADDRESS", "https://control:15012"), ("XDS_ROOT_CA", "/root.pem")])).expect("both");
+    let Ca::Server(ca) = same.ca else { panic!("a server") };
+    assert_eq!((ca.address.as_str(), ca.root.as_str()), ("https://control:15012", "/root.pem"));
+    let apart = Settings::from_env(&Env::from([("XDS_ADDRESS", "https://control:15012"), ("CA_ADDRESS", "https://ca:15012")]));
+    let Ca::Server(ca) = apart.expect("two").ca else { panic!("a server") };
+    assert_eq!(ca.address, "https://ca:15012");
+}

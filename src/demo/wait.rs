@@ -33,13 +33,6 @@ pub fn wait_for<T>(limit: Duration, what: &str, mut probe: impl FnMut() -> Optio
     }
 }
 
-/// Returns when a signal asks this process to end.
-pub fn forever() {
-    while interrupted().is_none() {
-        pause(Duration::from_secs(1));
-    }
-}
-
 /// The signal that asked this process to end.
 pub fn interrupted() -> Option<i32> {
     match SIGNAL.load(Ordering::Relaxed) {
@@ -88,7 +81,7 @@ pub fn catch_signals() -> Result<()> {
 }
 
 /// Waits for a signal, at most `limit`.
-fn pause(limit: Duration) {
+pub fn pause(limit: Duration) {
     let mut guard = LOCK.lock();
     if interrupted().is_none() {
         WAKE.wait_for(&mut guard, limit);

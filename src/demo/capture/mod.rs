@@ -16,6 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimestampns, RxqOvfl};
 use nix::sys::socket::{ControlMessageOwned, LinkAddr, MsgFlags, bind, recvmsg, setsockopt};
 use parking_lot::{Condvar, Mutex};
+use pcap_file::PcapError;
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -44,7 +45,7 @@ pub struct Wanted {
 /// A running capture. Ends when dropped.
 pub struct Capture {
     shared: Arc<Shared>,
-    reader: Option<JoinHandle<io::Result<Option<Recorder>>>>,
+    reader: Option<JoinHandle<Result<Option<Recorder>>>>,
 }
 
 /// A pcap file (nanoseconds, Ethernet) that captures write to, one after the other.
@@ -74,10 +75,13 @@ impl Recorder {
         written.map(drop).map_err(|error| Error::caused(&code::BAD_FILE, "write the pcap file", error))
     }
 
-    fn write(&mut self, time: Duration, frame: &[u8]) -> io::Result<()> {
-        let length = u32::try_from(frame.len()).map_err(io::Error::other)?;
-        self.0.write_packet(&PcapPacket::new(time, length, frame)).map_err(io::Error::other)?;
-        Ok(())
+    fn write(&mut self, time: Duration, frame: &[u8]) -> Result<()> {
+        let length = u32::try_from(frame.len()).map_err(|_| Error::internal("a frame longer than a frame can be"))?;
+        self.0.write_packet(&PcapPacket::new(time, length, frame)).map(drop).map_err(|error| match error {
+            // The crate's own text says "reading".
+            PcapError::IoError(io) => Error::caused(&code::BAD_FILE, "write the pcap file", io),
+            other => Error::caused(&code::BAD_FILE, "write the pcap file", other),
+        })
     }
 }
 
@@ -93,7 +97,7 @@ struct State {
     classifier: Classifier,
     /// When the socket's queue was last seen empty.
     empty_at: Instant,
-    failed: Option<String>,
+    failed: Option<Error>,
 }
 
 impl Capture {
@@ -112,7 +116,7 @@ impl Capture {
             .spawn(move || {
                 let result = read_all(&socket, index, &reading, recorder);
                 if let Err(error) = &result {
-                    reading.state.lock().failed = Some(error.to_string());
+                    reading.state.lock().failed = Some(error.clone());
                 }
                 result
             })
@@ -130,7 +134,7 @@ impl Capture {
         let mut state = self.shared.state.lock();
         loop {
             if let Some(failed) = &state.failed {
-                return Err(Error::new(&code::DEMO_UNSUPPORTED, format!("the capture broke: {failed}")));
+                return Err(failed.clone());
             }
             if state.empty_at > asked {
                 break;
@@ -155,7 +159,7 @@ impl Capture {
         match self.reader.take().map(JoinHandle::join) {
             Some(Ok(Ok(recorder))) => Ok(recorder),
             None => Ok(None),
-            Some(Ok(Err(error))) => Err(Error::caused(&code::DEMO_UNSUPPORTED, "capture", error)),
+            Some(Ok(Err(error))) => Err(error),
             Some(Err(_)) => Err(Error::internal("the capture thread ended by itself")),
         }
     }
@@ -193,7 +197,8 @@ fn open(interface: &str) -> io::Result<(OwnedFd, usize)> {
     Ok((socket, address.ifindex()))
 }
 
-fn read_all(socket: &OwnedFd, index: usize, shared: &Shared, mut recorder: Option<Recorder>) -> io::Result<Option<Recorder>> {
+fn read_all(socket: &OwnedFd, index: usize, shared: &Shared, mut recorder: Option<Recorder>) -> Result<Option<Recorder>> {
+    let broken = |errno: Errno| Error::caused(&code::DEMO_UNSUPPORTED, "the capture broke", errno);
     let mut frame = vec![0; SNAP_LENGTH];
     while !shared.stop.load(Ordering::Relaxed) {
         let looked_at = Instant::now();
@@ -218,11 +223,11 @@ fn read_all(socket: &OwnedFd, index: usize, shared: &Shared, mut recorder: Optio
                 let mut ready = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
                 match poll(&mut ready, PollTimeout::from(TICK)) {
                     Ok(_) | Err(Errno::EINTR) => {}
-                    Err(errno) => return Err(errno.into()),
+                    Err(errno) => return Err(broken(errno)),
                 }
             }
             Err(Errno::EINTR | Errno::ENETDOWN) => {}
-            Err(errno) => return Err(errno.into()),
+            Err(errno) => return Err(broken(errno)),
         }
     }
     Ok(recorder)

@@ -1,6 +1,7 @@
 //! A live mesh to look around in.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::mesh::Mesh;
 use crate::base::Result;
@@ -10,14 +11,20 @@ use crate::demo::wait;
 /// Enrols the pods again, prints what can be looked at, and waits for a signal.
 ///
 /// # Errors
-/// The pods cannot be enrolled.
+/// The pods cannot be enrolled, or a process of the mesh ended.
 pub fn hold(mesh: &mut Mesh, sandbox: &Sandbox) -> Result<()> {
     mesh.enrol(true)?;
     mesh.wait_until_enrolled()?;
     eprintln!("the pods are enrolled again; the mesh stays up until Ctrl-C\n{}", guide(mesh, sandbox)?);
-    wait::forever();
+    while wait::interrupted().is_none() {
+        mesh.check()?;
+        wait::pause(LOOK);
+    }
     Ok(())
 }
+
+/// How often the processes are looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 fn guide(mesh: &Mesh, sandbox: &Sandbox) -> Result<String> {
     let pid = std::process::id();
@@ -42,7 +49,8 @@ fn guide(mesh: &Mesh, sandbox: &Sandbox) -> Result<String> {
         format!("  {} curl -s http://127.0.0.1:15000/config_dump", inside(&one.path)),
         format!("  {} curl -s http://127.0.0.1:15020/metrics", inside(&two.path)),
         "watch the wire:".to_owned(),
-        format!("  {} tcpdump -ni wire0", inside(&one.path)),
+        // It gives up root by itself, which is nobody's to give in a user namespace.
+        format!("  {} tcpdump -ni wire0{}", inside(&one.path), if sandbox.user_namespace() { "   (as root, without --user)" } else { "" }),
         "label pods, add policies; a change is in force when the file is saved:".to_owned(),
         format!("  {}", visible(&mesh.mesh_file())),
         "log files:".to_owned(),
