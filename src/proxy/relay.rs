@@ -13,6 +13,7 @@ use bytes::{Bytes, BytesMut};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 use crate::base::{Error, Result, code};
 use crate::hbone::Stream;
@@ -68,14 +69,20 @@ pub(super) async fn tcp_to_tunnel(app: &TcpStream, stream: Stream, app_is: Side,
     let torn = Torn([Some(app), None]);
     let (mut receive, mut send) = stream.into_split();
     let name = app_is.name();
+    let answered = Notify::new();
     let up = async {
-        let mut size = SMALL;
+        let (mut size, mut alone) = (SMALL, false);
         loop {
             let data = tokio::select! {
                 biased;
                 data = read(app, &mut size) => data.map_err(|error| Broken::tcp(name, error))?,
-                // An application that only listens sends nothing that would show it.
-                reason = send.closed() => match reason.code() {
+                () = answered.notified(), if !alone => {
+                    alone = true;
+                    continue;
+                }
+                // As long as the other direction runs, it tells of a reset; to ask here too would wake this up with each
+                // change of the window. Then nobody else does, and an application that is quiet would never show it.
+                reason = send.closed(), if alone => match reason.code() {
                     // The peer has ended the stream and wants no more (RFC 9113 §8.1): what it sent is complete.
                     closed if *closed == code::PEER_CLOSED => return Ok(()),
                     _ => return Err(Broken::Tunnel(reason)),
@@ -96,6 +103,7 @@ pub(super) async fn tcp_to_tunnel(app: &TcpStream, stream: Stream, app_is: Side,
             app_is.count_to(count, length);
         }
         shutdown(app);
+        answered.notify_one();
         Ok(())
     };
     // While bytes are sent, sending shows that the stream is gone.
