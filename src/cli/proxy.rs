@@ -116,7 +116,7 @@ fn authority(settings: &Settings) -> Result<Arc<dyn Authority>> {
         Ca::Server(server) => {
             let options = GrpcAuthoritySettings { lifetime: settings.secret_ttl, ..GrpcAuthoritySettings::default() };
             Arc::new(GrpcAuthority::new(
-                channel(settings, server, "CA_ADDRESS, ALT_CA_HOSTNAME, CA_HEADER_*", &code::CA_UNAVAILABLE)?,
+                channel(settings, server, "CA_ADDRESS or else XDS_ADDRESS, ALT_CA_HOSTNAME, CA_HEADER_*", &code::CA_UNAVAILABLE)?,
                 options,
             ))
         }

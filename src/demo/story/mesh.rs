@@ -28,7 +28,7 @@ pub const MESHED: [&str; 3] = ["client", "local", "server"];
 pub const STOLEN: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 66);
 
 /// For something that takes a fraction of it.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(30);
 const CONTROL_PORT: u16 = 15012;
 
 /// Where the health of a node's proxy is asked for.
