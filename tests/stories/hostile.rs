@@ -238,8 +238,10 @@ async fn false_server(listener: std::net::TcpListener, [right, wrong, strange]: 
         };
         let Ok(mut stream) = tls_server(stream, leaf).await else { continue };
         if turn == 0 {
-            // The client may have left before all of it is out.
+            // The client may have left before all of it is out. It is the client that ends: a proxy that closes a tunnel at
+            // once may be restarting, and is dialled once more.
             let _ = stream.write_all(&[b'g'; 100_000]).await;
+            let _ = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut Vec::new())).await;
             continue;
         }
         tokio::spawn(false_tunnel(stream));
