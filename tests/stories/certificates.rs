@@ -79,6 +79,8 @@ fn an_authority_at_a_closed_port_does_not_hold_up_discovery() {
 fn a_node_does_not_get_the_identities_of_another() {
     sandboxed("certificates::a_node_does_not_get_the_identities_of_another", |dir| {
         let mut mesh = enrolled(dir);
+        // It has to have been served before, or what is let go here may still be on its way in.
+        soon(&mut mesh, "local is served", |mesh| listens(mesh, "local", 15001).then_some(()));
         enrol(&mut mesh, &["client", "server"]);
         soon(&mut mesh, "local is let go", |mesh| (!listens(mesh, "local", 15001)).then_some(()));
         mesh.terminate("proxy-node1").unwrap();
