@@ -1,7 +1,5 @@
 //! The process's metrics: one registry, OpenMetrics text.
 
-use std::sync::atomic::AtomicU64;
-
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -9,9 +7,6 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::tcp::TcpMetrics;
-
-/// A gauge.
-pub type Level = Gauge;
 
 /// `reporter`: which end of a connection speaks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -67,8 +62,6 @@ pub struct Metrics {
     pub pods_started: Counter,
     /// Pods taken out of service.
     pub pods_stopped: Counter,
-    /// Tunnels to other nodes.
-    pub tunnels_open: Gauge,
 }
 
 impl Default for Metrics {
@@ -99,8 +92,6 @@ impl Metrics {
         registry.register("warren_xds_rejected_resources", "Control-plane resources that were rejected", Clone::clone(&xds_rejected));
         let refused = Family::default();
         registry.register("warren_connections_refused", "Connections refused or failed, by error code", Clone::clone(&refused));
-        let tunnels_open = Gauge::default();
-        registry.register("warren_tunnels_open", "Tunnels to other nodes", tunnels_open.clone());
         let (pods_active, pods_pending) = (Gauge::default(), Gauge::default());
         let (pods_started, pods_stopped) = (Counter::default(), Counter::default());
         registry.register("workload_manager_active_proxy_count", "Pods served", pods_active.clone());
@@ -121,7 +112,6 @@ impl Metrics {
             pods_pending,
             pods_started,
             pods_stopped,
-            tunnels_open,
         }
     }
 
@@ -158,6 +148,3 @@ impl Drop for SocketGuard {
         self.0.dec();
     }
 }
-
-/// A counter of bytes.
-pub type Bytes = Counter<u64, AtomicU64>;
