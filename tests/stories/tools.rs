@@ -117,7 +117,13 @@ pub(crate) fn dump(mesh: &Mesh, node: u8) -> Value {
 pub(crate) fn listens(mesh: &Mesh, pod: &str, port: u16) -> bool {
     let place = mesh.lab().pod(pod).expect("a pod of the lab");
     let to = SocketAddr::from((place.ip(), port));
-    place.netns.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(2))).expect("the namespace is ours").is_ok()
+    match place.netns.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(2))).expect("the namespace is ours") {
+        Ok(_) => true,
+        // It was accepted, and reset at once: the proxy takes no connection that is addressed to itself.
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => true,
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => false,
+        Err(error) => panic!("connect to {to} in {pod}: {error}"),
+    }
 }
 
 /// An open connection from a pod to an echo server.
