@@ -138,6 +138,8 @@ codes! {
     CA_MATERIAL "W7005" Configuration false "-" "the authority's own key or certificate is unusable" "The text names the file. The key file must be 0600.";
     ELEMENT_REJECTED "W7006" Configuration false "-" "an element of the mesh source was rejected" "The text names it with line and column. Its previous version stays in force if it had one; a policy without one refuses everything in its place; all others are applied.";
 
+    KUBERNETES_API "W7020" ControlPlane true "-" "the Kubernetes API cannot be read" "The text has the API server's answer. Check that it is reachable from the pod and that the ClusterRole of the service account allows to list and watch these kinds. What is known stays in force.";
+
     DEMO_UNSUPPORTED "W8001" Node false "-" "this machine does not allow the demo" "Run it as root, or allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1 and, on Ubuntu, kernel.apparmor_restrict_unprivileged_userns=0).";
     DEMO_CLAIM "W8002" Warren false "-" "a claim of the demo does not hold" "The text names the claim and what was seen.";
     DEMO_CHILD "W8003" Warren true "-" "a process of the demo ended" "Its last log lines are in the text.";

@@ -6,6 +6,8 @@ mod follow;
 mod gate;
 mod health;
 pub mod index;
+pub mod kubernetes;
+pub mod objects;
 mod server;
 pub mod source;
 mod tls;

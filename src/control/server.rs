@@ -20,7 +20,7 @@ use super::follow::{Follower, SourceHealth};
 use super::gate::{Connection, MAX_STRANGERS, Strangers};
 use super::health::{self, Health};
 use super::index::Index;
-use super::source::{FileSource, Location, Source};
+use super::source::{self, AnySource, Location, Source};
 use super::tls::ServerTls;
 use super::tokens::Tokens;
 use crate::base::{Error, Result, code, deadline, drain};
@@ -66,7 +66,7 @@ pub struct Control {
     tls: Arc<ServerTls>,
     authority: Arc<Authority>,
     tokens: Arc<Tokens>,
-    follower: Follower<FileSource>,
+    follower: Follower<AnySource>,
     index: watch::Receiver<Arc<Index>>,
     source_health: Arc<RwLock<SourceHealth>>,
 }
@@ -78,10 +78,10 @@ impl Control {
     /// # Errors
     /// SOURCE_BROKEN, CA_MATERIAL, BAD_SETTING, BAD_FILE, BIND_FAILED.
     pub async fn start(settings: Settings) -> Result<Self> {
-        let Location::File(path) = settings.source;
-        let mut source = FileSource::new(path)?;
+        let root_namespace = std::env::var("POD_NAMESPACE").unwrap_or_else(|_| "warren-system".to_owned());
+        let mut source = source::open(&settings.source, &root_namespace).await?;
         let first = source.next().await?;
-        let authority = Arc::new(Authority::open(&settings.state_dir.join("ca"), first.mesh.trust_domain())?);
+        let authority = Arc::new(Authority::open(&settings.state_dir.join("ca"), &first.mesh.trust_domain)?);
         let tokens = Arc::new(Tokens::open(&settings.state_dir.join("tokens"))?);
 
         let mut names = settings.sans;
@@ -94,8 +94,8 @@ impl Control {
 
         let (sender, index) = watch::channel(Arc::new(Index::default()));
         let source_health = Arc::new(RwLock::new(SourceHealth::default()));
-        let follower = Follower::new(source, Arc::clone(&tokens), sender, Arc::clone(&source_health));
-        follower.take(&first);
+        let mut follower = Follower::new(source, Arc::clone(&tokens), sender, Arc::clone(&source_health));
+        follower.take(first);
 
         let listener = listen(settings.listen)?;
         let health_listener = settings.health.map(listen).transpose()?;

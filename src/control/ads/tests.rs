@@ -25,7 +25,7 @@ const SERVICE: &str = "default/b.default.svc.cluster.local";
 fn index(text: &str, previous: &Index) -> Arc<Index> {
     let loaded = meshfile::parse(text).unwrap();
     assert!(loaded.rejected.is_empty(), "{:?}", loaded.rejected);
-    Arc::new(Index::build(&loaded.mesh, previous))
+    Arc::new(Index::of_file(&loaded.mesh, previous))
 }
 
 fn first() -> Arc<Index> {
