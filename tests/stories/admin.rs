@@ -148,15 +148,22 @@ fn the_log_level_can_be_changed_and_wrong_questions_are_refused() {
     sandboxed("admin::the_log_level_can_be_changed_and_wrong_questions_are_refused", |dir| {
         let mut mesh = enrolled(dir);
         let ask = |mesh: &Mesh, port, method: &str, path: &str| mesh.http(1, port, method, path).unwrap();
-        let opened = |mesh: &mut Mesh| mesh.child("proxy-node1").unwrap().output().matches("connection opened").count();
+        let count = |mesh: &mut Mesh, line: &str| mesh.child("proxy-node1").unwrap().output().matches(line).count();
+        let opened = |mesh: &mut Mesh| count(mesh, "connection opened");
+        let complete = |mesh: &mut Mesh| count(mesh, "connection complete");
         assert_eq!(opened(&mut mesh), 0, "that is said at debug only");
+        let before = complete(&mut mesh);
         let said = ask(&mesh, Port::Admin, "POST", "/logging?level=access=debug");
         assert!(body(&said).contains("access=debug"), "{said}");
         wait_for_tunnel(&mut mesh, "client", "server", 1);
-        let some = opened(&mut mesh);
-        assert!(some > 0);
+        // The log is written a moment later, in order: when the end of each connection is there, so is its beginning.
+        let (some, ended) = soon(&mut mesh, "the connection is in the log", |mesh| {
+            let (opened, ended) = (opened(mesh), complete(mesh));
+            (opened > 0 && opened <= ended - before).then_some((opened, ended))
+        });
         body(&ask(&mesh, Port::Admin, "POST", "/logging?reset"));
         wait_for_tunnel(&mut mesh, "client", "server", 1);
+        soon(&mut mesh, "the next connection is in the log", |mesh| (complete(mesh) > ended).then_some(()));
         assert_eq!(opened(&mut mesh), some, "as it was at the start");
         let refused = ask(&mesh, Port::Admin, "POST", "/logging?level=access=chatty");
         assert!(refused.starts_with("HTTP/1.1 400 ") && refused.contains("Invalid level"), "{refused}");
