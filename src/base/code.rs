@@ -2,7 +2,7 @@
 //!
 //! This table is the only place: the access log, the admin API, `warren explain` and `docs/errors.md` are made from it.
 //! W0 start and settings · W1 outbound · W2 inbound · W3 identity, certificates, TLS · W4 xDS · W5 ZDS · W6 redirection ·
-//! W7 control plane · W8 demo.
+//! W7 control plane · W8 demo · W9 CNI.
 
 use std::fmt;
 
@@ -141,6 +141,11 @@ codes! {
     DEMO_UNSUPPORTED "W8001" Node false "-" "this machine does not allow the demo" "Run it as root, or allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1 and, on Ubuntu, kernel.apparmor_restrict_unprivileged_userns=0).";
     DEMO_CLAIM "W8002" Warren false "-" "a claim of the demo does not hold" "The text names the claim and what was seen.";
     DEMO_CHILD "W8003" Warren true "-" "a process of the demo ended" "Its last log lines are in the text.";
+
+    CNI_AGENT_AWAY "W9001" Node true "-" "a new pod may be in the mesh, and the node agent does not answer" "The pod is not started, so that nothing it sends goes in clear; the kubelet tries again. See why the agent of this node does not run: kubectl get pods -A -o wide -l app=warren-agent. docs/operating.md says how to take Warren off a node.";
+    CNI_NOT_ENROLLED "W9002" Node true "-" "a new pod could not be brought into the mesh" "The pod is not started, so that nothing it sends goes in clear; the kubelet tries again. The reason is in the text, and in the log of this node's agent.";
+    CNI_CALL "W9003" Node false "-" "a call of the CNI plugin cannot be understood" "The text says what is wrong. Check the configuration in the CNI directory of the node, and that the container runtime speaks CNI 0.3.0 to 1.1.0.";
+    CNI_INSTALL "W9004" Node true "-" "the CNI plugin is not in place" "Until it is, new pods of this node start before they are captured. The text says what is missing; it is tried again by itself.";
 }
 
 /// The entry with that id, in any case.
