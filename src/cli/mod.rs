@@ -21,6 +21,7 @@ mod explain;
 mod proxy;
 mod settings;
 mod shutdown;
+mod uninstall;
 
 /// Encrypts and authenticates every TCP connection between Kubernetes pods, without touching the pods.
 #[derive(Debug, Parser)]
@@ -46,6 +47,9 @@ enum Role {
     Explain(explain::Arguments),
     /// Prints the settings of `warren proxy` as a Markdown page.
     Settings,
+    /// Takes Warren out of a cluster in order. The chart runs it at `helm uninstall`.
+    #[command(hide = true)]
+    Uninstall(uninstall::Args),
     /// Runs a command in namespaces of its own. For the project's tests.
     #[command(hide = true)]
     Sandbox(demo::SandboxArgs),
@@ -82,6 +86,7 @@ fn run(role: Role) -> Result<ExitCode> {
         Role::DemoPod(arguments) => demo::pod(arguments),
         Role::Explain(arguments) => explain::run(&arguments),
         Role::Settings => settings::run(),
+        Role::Uninstall(arguments) => until_signal(|_| uninstall::run(arguments)),
     }
 }
 
