@@ -2,33 +2,37 @@
 
 Images carry the names that the manifests use, so that what a user would apply is applied unchanged.
 """
-import os, shutil, string, subprocess, sys, tempfile, zipfile
+import json, os, shutil, string, subprocess, sys, tempfile, zipfile
 
 GATEWAY, ENVOY, COREDNS, ECHO = "v1.9.1", "1.39.1", "v1.15.0", "v1.0.0"
 NGINX = "/usr/sbin/nginx"  # Debian package nginx-light
 
-GO_PROGRAMS = {
-    "envoy-gateway": (f"github.com/envoyproxy/gateway/cmd/envoy-gateway@{GATEWAY}",
+GO_PROGRAMS = {  # module, its version, the program in it, linker flags
+    "envoy-gateway": ("github.com/envoyproxy/gateway", GATEWAY, "./cmd/envoy-gateway",
                       f"-X github.com/envoyproxy/gateway/internal/cmd/version.envoyGatewayVersion={GATEWAY}"),
-    "coredns": (f"github.com/coredns/coredns@{COREDNS}", ""),
-    "http-echo": (f"github.com/hashicorp/http-echo@{ECHO}", ""),
+    "coredns": ("github.com/coredns/coredns", COREDNS, ".", ""),
+    "http-echo": ("github.com/hashicorp/http-echo", ECHO, ".", ""),
 }
 ENVOY_IMAGE = f"docker.io/envoyproxy/envoy:distroless-v{ENVOY}"
 GATEWAY_IMAGE = f"docker.io/envoyproxy/gateway:{GATEWAY}"
 
 
+def module(path, version):
+    """The directory of a Go module's source, from the module proxy."""
+    said = subprocess.run(["go", "mod", "download", "-json", f"{path}@{version}"], check=True, capture_output=True, text=True).stdout
+    return json.loads(said)["Dir"]
+
+
 def go_program(cache, name):
-    """The path of a program built from the Go module proxy, static."""
-    package, flags = GO_PROGRAMS[name]
-    version = package.rpartition("@")[2]
-    path = f"{cache}/bin/{name}-{version}"
-    if not os.path.exists(path):
+    """The path of a static program, built from its module as that pins its own dependencies."""
+    path, version, package, flags = GO_PROGRAMS[name]
+    out = f"{cache}/bin/{name}-{version}"
+    if not os.path.exists(out):
         os.makedirs(f"{cache}/bin", exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as d:
-            subprocess.run(["nice", "-n", "5", "go", "install", "-p", os.environ.get("BUILD_JOBS", "2"), "-trimpath", "-ldflags", "-s -w " + flags, package],
-                           check=True, env={**os.environ, "GOBIN": d, "CGO_ENABLED": "0"})
-            os.rename(f"{d}/{name}", path)
-    return path
+        subprocess.run(["nice", "-n", "5", "go", "build", "-C", module(path, version), "-p", os.environ.get("BUILD_JOBS", "2"), "-trimpath", "-buildvcs=false",
+                        "-ldflags", "-s -w " + flags, "-o", out + ".new", package], check=True, env={**os.environ, "CGO_ENABLED": "0"})
+        os.rename(out + ".new", out)
+    return out
 
 
 def envoy(cache):
@@ -50,11 +54,9 @@ def chart(cache):
     """The directory of Envoy Gateway's own Helm chart (with its CRDs), made from its Go module as its release job does."""
     path = f"{cache}/gateway-helm-{GATEWAY}"
     if not os.path.exists(path):
-        module = subprocess.run(["go", "mod", "download", "-json", f"github.com/envoyproxy/gateway@{GATEWAY}"],
-                                check=True, capture_output=True, text=True).stdout
-        source = next(line.split('"')[3] for line in module.splitlines() if '"Dir":' in line)
+        os.makedirs(cache, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as d:
-            shutil.copytree(f"{source}/charts/gateway-helm", f"{d}/chart")
+            shutil.copytree(module("github.com/envoyproxy/gateway", GATEWAY) + "/charts/gateway-helm", f"{d}/chart")
             subprocess.run(["chmod", "-R", "u+w", f"{d}/chart"], check=True)
             with open(f"{d}/chart/values.tmpl.yaml") as f:
                 values = string.Template(f.read()).substitute(GatewayImage=GATEWAY_IMAGE, GatewayImagePullPolicy="IfNotPresent")
