@@ -28,7 +28,7 @@ class Tutorials:
         self.kubectl, self.outside, self.capture = kubectl, outside, capture
         self.stack = contextlib.ExitStack()
         directory = shutil.copytree(EXAMPLES, place + "/examples")
-        inside = ["nsenter", f"--net=/proc/{world}/ns/net"]
+        self.inside = inside = ["nsenter", f"--net=/proc/{world}/ns/net"]
         path = commands(place + "/commands", kubectl=kubectl, helm=helm, curl=[*inside, shutil.which("curl"), "--max-time", "60"])
         self.readme = Readme(EXAMPLES + "/README.md", directory, path, [
             ("oci://docker.io/envoyproxy/gateway-helm --version v1.9.1", f"{chart} --set global.images.envoyProxy.image={envoy_image}")])
