@@ -16,19 +16,21 @@ TEXTS = [b"The Book Shop", b"Watership Down", b"rabbit should read", b"of 5 carr
             b"passthrough.example"]
 SHOP = ["<h1>The Book Shop</h1>", "<h2>Watership Down</h2>", "<p>Richard Adams, 1972, 413 pages</p>",
         '<p>"Every rabbit should read it." <b>5 of 5 carrots</b></p>']
+NGINX = ["TLS ended by nginx, server name passthrough.example"]
 REQUESTS, WEIGHT = 1000, 0.1
 
 
 class Tutorials:
     """The README's commands, run in a copy of deploy/examples. Curl and the load balancer are outside of the cluster: on the wire, not on a node."""
 
-    def __init__(self, place, kubectl, helm, chart, envoy_image, world, nodes, outside, capture):
-        """`place`: a directory of its own. `kubectl`, `helm`: command lines. `chart`: stands in for the registry's. `world`: the process whose network
-        namespace is the world outside, which has the address `outside`. `nodes`: {name: address}. `capture()`: a Capture of the wire."""
+    def __init__(self, place, kubectl, helm, chart, envoy_image, cluster, nodes, outside, capture):
+        """`place`: a directory of its own. `kubectl`, `helm`: command lines. `chart`: stands in for the registry's. `cluster`: its directory; its control
+        plane's place on the wire, with the address `outside`, is the world outside. `nodes`: {name: address}. `capture()`: a Capture of the wire."""
         self.kubectl, self.outside, self.capture = kubectl, outside, capture
         self.stack = contextlib.ExitStack()
         directory = shutil.copytree(EXAMPLES, place + "/examples")
-        self.inside = inside = ["nsenter", f"--net=/proc/{world}/ns/net"]
+        with open(cluster + "/control/pid") as f:
+            self.inside = inside = ["nsenter", f"--net=/proc/{f.read().strip()}/ns/net"]
         path = commands(place + "/commands", kubectl=kubectl, helm=helm, curl=[*inside, shutil.which("curl"), "--max-time", "60"])
         self.readme = Readme(EXAMPLES + "/README.md", directory, path, [
             ("oci://docker.io/envoyproxy/gateway-helm --version v1.9.1", f"{chart} --set global.images.envoyProxy.image={envoy_image}")])
@@ -47,24 +49,22 @@ class Tutorials:
 
     def http(self):
         self.readme.run("1. HTTP", 0)
-        return self.http_again()
-
-    def http_again(self):
-        return self.answers("1. HTTP", 1, SHOP + ["apple"])
+        self.answers("1. HTTP", 1, SHOP + ["apple"])
 
     def https(self):
         self.readme.run("2. HTTPS", 0)
-        return self.https_again()
-
-    def https_again(self):
-        return self.answers("2. HTTPS", 1, SHOP + ["apple"])
+        self.answers("2. HTTPS", 1, SHOP + ["apple"])
 
     def passthrough(self):
         self.readme.run("3. TLS", 0)
-        return self.passthrough_again()
+        self.answers("3. TLS", 1, NGINX)
 
-    def passthrough_again(self):
-        return self.answers("3. TLS", 1, ["TLS ended by nginx, server name passthrough.example"])
+    def again(self, times=10):
+        """The questions of the first three, with what is deployed."""
+        for _ in range(times):
+            self.answers("1. HTTP", 1, SHOP + ["apple"])
+            self.answers("2. HTTPS", 1, SHOP + ["apple"])
+            self.answers("3. TLS", 1, NGINX)
 
     def canary(self):
         self.readme.run("4. A canary", 0)
@@ -90,7 +90,10 @@ class Tutorials:
     def answers(self, title, block, lines):
         said = [l.strip() for l in self.readme.run(title, block).splitlines() if l.strip()]
         check(said == lines, f"{title}: not what the README says:\n" + "\n".join(said))
-        return len(said)
+
+    def outsider(self, url):
+        """What curl says to a client outside of the mesh that asks a pod itself."""
+        return run(*self.inside, "curl", "-sS", "--max-time", "3", url, check=False)
 
     # ---- the wire ----
 
