@@ -39,6 +39,7 @@ def without_mesh(t):
         t.http()
         t.https()
         t.passthrough()
+        t.again()
         split = t.canary()
     check(seen.texts == set(TEXTS), f"without the mesh everything should be readable between the nodes, yet {set(TEXTS) - seen.texts} was not: {seen}")
     return seen, split
