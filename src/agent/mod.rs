@@ -2,6 +2,7 @@
 
 mod decide;
 pub mod discovery;
+pub mod probe;
 pub mod reconcile;
 pub mod redirect;
 
