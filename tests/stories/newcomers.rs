@@ -109,7 +109,7 @@ fn a_pod_that_the_control_plane_does_not_know_opens_connections_at_once() {
         let line = newcomer.talk();
         // The other end knows the pod as little: who it is, TLS says.
         assert_eq!((text(&line, "src.identity"), text(&line, "src.namespace")), (CLIENT, "default"), "{line}");
-        let line = newcomer.mesh.access_log(1, &mark).pop().unwrap();
+        let line = soon(&mut newcomer.mesh, "its own node has a line too", |mesh| mesh.access_log(1, &mark).pop());
         assert_eq!(
             (text(&line, "src.workload"), text(&line, "src.namespace"), text(&line, "src.identity")),
             ("local", "default", CLIENT),
