@@ -4,6 +4,7 @@ mod decide;
 pub mod discovery;
 pub mod reconcile;
 pub mod redirect;
+pub mod sandbox;
 
 use std::path::Path;
 
