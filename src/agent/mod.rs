@@ -1,5 +1,6 @@
 //! The node agent: finds the pods of this node, redirects their traffic to the proxy, and tells the proxy about them.
 
+pub mod cni;
 mod decide;
 pub mod discovery;
 pub mod reconcile;
