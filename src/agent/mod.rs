@@ -3,6 +3,7 @@
 pub mod cni;
 mod decide;
 pub mod discovery;
+pub mod probe;
 pub mod reconcile;
 pub mod redirect;
 pub mod sandbox;

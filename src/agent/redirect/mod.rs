@@ -11,6 +11,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use crate::base::Result;
 use crate::net::NetNs;
 
+pub(super) use inside::has_ipv6;
+
 /// Where the proxy listens inside a pod.
 pub mod port {
     /// What the pod's applications open.
