@@ -143,7 +143,15 @@ mod tests {
             ("an excluded namespace", "kube-system", ambient, "", "", false, false),
             ("an excluded namespace, the pod labelled", "kube-system", "", ambient, "", false, false),
             ("a waypoint", "shop", ambient, waypoint, "", false, false),
-            ("a waypoint that is labelled", "shop", "", "istio.io/dataplane-mode=ambient gateway.istio.io/managed=istio.io-x", "", false, true),
+            (
+                "a waypoint that is labelled",
+                "shop",
+                "",
+                "istio.io/dataplane-mode=ambient gateway.istio.io/managed=istio.io-x",
+                "",
+                false,
+                true,
+            ),
             ("a gateway of another controller is an application", "shop", ambient, foreign, "", false, true),
             ("the annotation that the agent writes decides nothing", "shop", "", "", "ambient.istio.io/redirection=enabled", false, false),
         ];

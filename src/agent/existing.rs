@@ -83,8 +83,7 @@ pub async fn reset(netns: &NetNs, options: Options) -> Result<usize> {
 fn left<'a>(sockets: &'a [Tcp], options: &Options) -> impl Iterator<Item = &'a Tcp> {
     let probes: [IpAddr; 2] = [options.probe_v4.into(), options.probe_v6.into()];
     let ends: HashSet<_> = sockets.iter().map(|socket| (socket.local, socket.remote)).collect();
-    let outbound: HashSet<_> =
-        sockets.iter().filter(|socket| socket.local.port() == port::OUTBOUND).map(|socket| socket.remote).collect();
+    let outbound: HashSet<_> = sockets.iter().filter(|socket| socket.local.port() == port::OUTBOUND).map(|socket| socket.remote).collect();
     sockets.iter().filter(move |socket| {
         let own = [port::OUTBOUND, port::INBOUND, port::TUNNEL].contains(&socket.local.port()) || socket.mark & 0xfff == PROXY_MARK;
         let outside = !socket.remote.ip().is_loopback() && !probes.contains(&socket.remote.ip());

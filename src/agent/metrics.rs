@@ -6,9 +6,9 @@ use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::cni;
 use crate::telemetry::process::ProcessCollector;
 
 /// How a pod is.
@@ -16,13 +16,6 @@ use crate::telemetry::process::ProcessCollector;
 pub struct PodState {
     /// `open`, `closed`, `captured` or `leaving`.
     pub state: &'static str,
-}
-
-/// How a CNI call ended.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct CallResult {
-    /// `enrolled`, `not_in_mesh` or `failed`.
-    pub result: &'static str,
 }
 
 /// Everything that is counted, and the registry that prints it.
@@ -39,10 +32,8 @@ pub struct Metrics {
     pub repairs: Counter,
     /// Captured pods that turned up in another network namespace.
     pub sandboxes_replaced: Counter,
-    /// CNI calls for new sandboxes.
-    pub cni_calls: Family<CallResult, Counter>,
-    /// How long they took.
-    pub cni_seconds: Histogram,
+    /// CNI calls.
+    pub cni: cni::Metrics,
     /// Open connections that are older than the enrolment of their pod.
     pub connections_left: Gauge,
     /// Such connections that were reset.
@@ -71,9 +62,13 @@ impl Metrics {
             uncaptured_seconds: Counter::default(),
             audits: added(r, "audits", "Times that the rules of a captured pod were read back", Counter::default()),
             repairs: added(r, "repairs", "Captured pods whose rules were missing or changed", Counter::default()),
-            sandboxes_replaced: added(r, "sandboxes_replaced", "Captured pods that turned up in another network namespace", Counter::default()),
-            cni_calls: added(r, "cni_calls", "CNI calls for new sandboxes, by result", Family::default()),
-            cni_seconds: Histogram::new([0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0, 10.0]),
+            sandboxes_replaced: added(
+                r,
+                "sandboxes_replaced",
+                "Captured pods that turned up in another network namespace",
+                Counter::default(),
+            ),
+            cni: cni::Metrics::default(),
             connections_left: added(r, "connections_left", "Open connections older than the enrolment of their pod", Gauge::default()),
             connections_reset: added(r, "connections_reset", "Connections older than the enrolment that were reset", Counter::default()),
             searches: added(r, "searches", "Passes through the processes of the node", Counter::default()),
@@ -83,7 +78,7 @@ impl Metrics {
         };
         let help = "Time that pods of the mesh have run without being captured, summed over pods";
         r.register_with_unit("uncaptured", help, Unit::Seconds, metrics.uncaptured_seconds.clone());
-        r.register_with_unit("cni_call", "How long CNI calls for new sandboxes took", Unit::Seconds, metrics.cni_seconds.clone());
+        metrics.cni.register(&mut registry);
         registry.register_collector(Box::new(ProcessCollector));
         Self { registry, ..metrics }
     }

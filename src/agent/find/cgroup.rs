@@ -38,7 +38,9 @@ mod tests {
             ("cgroupfs, v2", format!("0::/kubepods/pod{one}/{container}\n"), vec![one]),
             (
                 "systemd, v2, containerd",
-                format!("0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{slice}.slice/cri-containerd-{container}.scope\n"),
+                format!(
+                    "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{slice}.slice/cri-containerd-{container}.scope\n"
+                ),
                 vec![one],
             ),
             (
@@ -53,7 +55,9 @@ mod tests {
             ),
             (
                 "kind",
-                format!("0::/docker/{container}/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{slice}.slice/x\n"),
+                format!(
+                    "0::/docker/{container}/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{slice}.slice/x\n"
+                ),
                 vec![one],
             ),
             ("seen from inside another group", format!("0::/../../besteffort/pod{one}/{container}\n"), vec![one]),

@@ -68,8 +68,7 @@ impl Finder {
     /// # Errors
     /// The node's `/proc` cannot be read.
     pub fn find(&self, wanted: &[Wanted]) -> Result<Found> {
-        let by_uid: HashMap<&str, &Wanted> =
-            wanted.iter().filter(|pod| !pod.ips.is_empty()).map(|pod| (&*pod.runtime_uid, pod)).collect();
+        let by_uid: HashMap<&str, &Wanted> = wanted.iter().filter(|pod| !pod.ips.is_empty()).map(|pod| (&*pod.runtime_uid, pod)).collect();
         let host = self.host()?;
         let mut candidates: BTreeMap<&str, Vec<Candidate>> = BTreeMap::new();
         for (pid, netns) in self.processes(&host)? {

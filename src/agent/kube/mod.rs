@@ -1,17 +1,19 @@
 //! Pods of this node from the Kubernetes API: two watches, and what is told back about each pod.
 
+mod api;
 mod object;
 mod publish;
 mod removal;
 mod store;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStream, TryStreamExt};
 use kube::core::ApiResource;
 use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Client, Config};
+use kube::{Api, Client};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -19,9 +21,11 @@ use tokio::task::JoinSet;
 use super::discovery::{Discovery, Lookup, Pod};
 use crate::base::{Error, Result, code, deadline};
 use crate::telemetry::Readiness;
+pub use api::client;
+use api::failed;
 use object::Meta;
 pub use publish::publish;
-pub use removal::{Removal, remove_release};
+pub use removal::Removal;
 pub use store::Rules;
 use store::Store;
 
@@ -36,17 +40,6 @@ const PAGE: u32 = 100;
 
 /// For one call of the API.
 const CALL: Duration = Duration::from_secs(5);
-
-/// Connects to the API server: from inside a cluster by the pod's service account, else by KUBECONFIG.
-///
-/// # Errors
-/// Neither is there or usable. Nothing is sent yet.
-pub async fn client() -> Result<Client> {
-    let unusable = |error: Box<dyn std::error::Error + Send + Sync>| Error::caused(&code::API_FAILED, "connect to the API server", error);
-    let mut config = Config::infer().await.map_err(|error| unusable(error.into()))?;
-    (config.connect_timeout, config.write_timeout) = (Some(CALL), Some(CALL));
-    Client::try_from(config).map_err(|error| unusable(error.into()))
-}
 
 /// The pods of one node. Clones share what is known.
 #[derive(Clone)]
@@ -154,18 +147,20 @@ impl Pods {
         let pods: Api<object::Pod> = Api::namespaced(client.clone(), namespace);
         let namespaces: Api<Meta> = Api::all_with(client.clone(), &namespace_kind());
         let asked = async { tokio::try_join!(pods.get(name), namespaces.get(namespace)) };
-        let answer = deadline(limit, &code::API_FAILED, format!("the API server about pod {namespace}/{name}"), asked).await?;
-        let (pod, meta) = answer.map_err(|error| Error::caused(&code::API_FAILED, format!("read pod {namespace}/{name}"), error))?;
+        let answer = deadline(limit, &code::API_UNAVAILABLE, format!("the API server about pod {namespace}/{name}"), asked).await?;
+        let (pod, meta) = answer.map_err(|error| failed(&format!("read pod {namespace}/{name}"), error))?;
         let pod = self.shared.store.lock().decide(pod, &meta);
         if uid.is_empty() || *pod.uid == *uid || *pod.runtime_uid == *uid {
             return Ok(pod);
         }
-        Err(Error::new(&code::API_FAILED, format!("pod {namespace}/{name} is another one by now: its UID is {}, not {uid}", pod.uid)))
+        Err(Error::new(&code::API_UNAVAILABLE, format!("pod {namespace}/{name} is another one by now: its UID is {}, not {uid}", pod.uid)))
     }
 
-    /// The names of ambient namespaces, and how many namespaces there are.
-    pub fn namespaces(&self) -> Vec<(String, bool)> {
-        self.shared.store.lock().namespaces().map(|(name, ambient)| (name.to_owned(), ambient)).collect()
+    /// The names of all namespaces of the cluster, each with whether pods of it are to be in the mesh: by its label, or
+    /// by that of a pod of this node. None before they are known.
+    pub fn namespaces(&self) -> BTreeMap<String, bool> {
+        let store = self.shared.store.lock();
+        if store.is_synced() { store.namespaces() } else { BTreeMap::new() }
     }
 
     /// Changes with every event of the watches.
@@ -179,7 +174,11 @@ fn namespace_kind() -> ApiResource {
 }
 
 /// Watches the metadata of a kind.
-fn watcher_of(client: Client, kind: &ApiResource, config: watcher::Config) -> impl TryStream<Ok = Event<Meta>, Error = watcher::Error> + Send + 'static {
+fn watcher_of(
+    client: Client,
+    kind: &ApiResource,
+    config: watcher::Config,
+) -> impl TryStream<Ok = Event<Meta>, Error = watcher::Error> + Send + 'static {
     watcher(Api::<Meta>::all_with(client, kind), config)
 }
 

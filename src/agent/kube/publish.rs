@@ -1,7 +1,7 @@
 //! Tells the API about pods: the annotation that says whether a pod is captured, and Events for what its owner should
 //! hear of. Output only: nothing is decided from either.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use super::store::REDIRECTION;
 use super::{CALL, Pods, object};
 use crate::agent::board::{Board, Condition, Entry, Notice};
 use crate::base::drain::Watch;
-use crate::base::{Str, deadline};
+use crate::base::{Str, code, deadline};
 use crate::zds::WorkloadInfo;
 
 /// Patches at the same time.
@@ -63,7 +63,7 @@ pub async fn publish(client: Client, node: String, pods: Pods, board: Arc<Board>
 async fn annotate(client: &Client, pods: &Pods, board: &Board, mut drain: Watch) {
     let (mut board_changed, mut pods_changed) = (board.changed(), pods.changed());
     let mut running = FuturesUnordered::new();
-    let mut busy: BTreeMap<Str, ()> = BTreeMap::new();
+    let mut busy: BTreeSet<Str> = BTreeSet::new();
     let mut failed: BTreeMap<Str, (u32, Instant)> = BTreeMap::new();
     let mut ending = false;
     loop {
@@ -72,15 +72,16 @@ async fn annotate(client: &Client, pods: &Pods, board: &Board, mut drain: Watch)
         let wanted = wanted(pods, &board.entries());
         failed.retain(|uid, _| wanted.iter().any(|write| write.uid == *uid));
         let now = Instant::now();
-        let ready = wanted.iter().filter(|write| !busy.contains_key(&write.uid) && failed.get(&write.uid).is_none_or(|(_, due)| *due <= now));
-        for write in ready.take(WORKERS.saturating_sub(running.len())) {
-            busy.insert(write.uid.clone(), ());
-            running.push(patch(client.clone(), write.clone()));
+        for write in &wanted {
+            let due = failed.get(&write.uid).is_none_or(|(_, due)| *due <= now);
+            if running.len() < WORKERS && due && busy.insert(write.uid.clone()) {
+                running.push(patch(client.clone(), write.clone()));
+            }
         }
         if ending && wanted.is_empty() && running.is_empty() {
             return;
         }
-        let retry = failed.iter().filter(|(uid, _)| !busy.contains_key(*uid)).map(|(_, (_, due))| *due).min();
+        let retry = failed.iter().filter(|(uid, _)| !busy.contains(*uid)).map(|(_, (_, due))| *due).min();
         let retry = retry.filter(|due| *due > now).unwrap_or(now + BACKOFF.1);
         tokio::select! {
             _ = board_changed.changed() => {}
@@ -131,7 +132,7 @@ async fn patch(client: Client, write: Write) -> (Write, Result<(), String>) {
     let patch = json!({"metadata": {"uid": &*write.uid, "annotations": {REDIRECTION: write.value}}});
     let (parameters, patch) = (PatchParams::default(), Patch::Merge(&patch));
     let sent = api.patch_status(&write.info.name, &parameters, &patch);
-    let result = match deadline(CALL, &crate::base::code::API_FAILED, "the API server", sent).await {
+    let result = match deadline(CALL, &code::API_UNAVAILABLE, "the API server", sent).await {
         Ok(Ok(_)) => Ok(()),
         // It is gone: the watch will say so.
         Ok(Err(kube::Error::Api(status))) if status.code == 404 || status.code == 409 => Ok(()),
@@ -169,7 +170,7 @@ async fn tell(client: Client, node: String, board: &Board, mut notices: mpsc::Re
             secondary: None,
         };
         let sent = recorder.publish(&event, &pod);
-        let told = deadline(CALL, &crate::base::code::API_FAILED, "the API server", sent).await;
+        let told = deadline(CALL, &code::API_UNAVAILABLE, "the API server", sent).await;
         if let Err(text) = told.map_err(|error| error.to_string()).and_then(|told| told.map_err(|error| error.to_string())) {
             board.metrics.api_failures.inc();
             tracing::warn!(pod = %notice.info.name, reason = notice.reason, %text, "an Event could not be told");

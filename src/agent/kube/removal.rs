@@ -1,9 +1,6 @@
 //! Whether the agent is being replaced or Warren is being uninstalled: what becomes of the agent's own DaemonSet says it.
 
-use std::time::Duration;
-
 use futures::{StreamExt, TryStreamExt};
-use kube::api::{DeleteParams, ListParams, PropagationPolicy};
 use kube::core::ApiResource;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
@@ -12,23 +9,25 @@ use tokio::task::JoinSet;
 
 use super::object::Meta;
 use super::{BACKOFF, CALL, WATCH_SECONDS};
-use crate::base::{Error, Result, code, deadline};
+use crate::base::{code, deadline};
 
 /// The agent's own DaemonSet.
-pub const DAEMON_SET: &str = "warren-agent";
-
-/// Between two looks at pods that are to end.
-const LOOK: Duration = Duration::from_millis(250);
+const DAEMON_SET: &str = "warren-agent";
 
 /// Watches the agent's own DaemonSet.
 ///
 /// Its removal is watched for, not only asked about at the end: what is removed together with it are the agent's rights
 /// to ask.
-#[derive(Debug)]
 pub struct Removal {
     client: Option<(Client, String)>,
     gone: watch::Receiver<bool>,
     _watch: JoinSet<()>,
+}
+
+impl std::fmt::Debug for Removal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Removal").field("gone", &*self.gone.borrow()).finish_non_exhaustive()
+    }
 }
 
 impl Removal {
@@ -81,7 +80,7 @@ impl Removal {
             return true;
         }
         let api: Api<Meta> = Api::namespaced_with(client.clone(), namespace, &kind());
-        match deadline(CALL, &code::API_FAILED, "the API server about the agent's DaemonSet", api.get_opt(DAEMON_SET)).await {
+        match deadline(CALL, &code::API_UNAVAILABLE, "the API server about the agent's DaemonSet", api.get_opt(DAEMON_SET)).await {
             Ok(Ok(Some(set))) => set.metadata.deletion_timestamp.is_some(),
             Ok(Ok(None)) => true,
             Ok(Err(error)) => {
@@ -93,36 +92,6 @@ impl Removal {
                 false
             }
         }
-    }
-}
-
-/// Removes the agents of a release in order, while all that they need is still there, and waits for their end: every
-/// pod leaves the mesh, every node is cleaned.
-///
-/// # Errors
-/// The API server refuses, or agents still run when `limit` is over; the text names them.
-pub async fn remove_release(client: Client, namespace: &str, limit: Duration) -> Result<()> {
-    let failed = |error| Error::caused(&code::API_FAILED, format!("remove DaemonSet {namespace}/{DAEMON_SET}"), error);
-    let sets: Api<Meta> = Api::namespaced_with(client.clone(), namespace, &kind());
-    let parameters = DeleteParams { propagation_policy: Some(PropagationPolicy::Foreground), ..DeleteParams::default() };
-    match deadline(CALL, &code::API_FAILED, "the API server", sets.delete(DAEMON_SET, &parameters)).await? {
-        Ok(_) => {}
-        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
-        Err(error) => return Err(failed(error)),
-    }
-    let pods: Api<Meta> = Api::namespaced_with(client, namespace, &ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&()));
-    let ours = ListParams::default().labels(&format!("app={DAEMON_SET}"));
-    let end = tokio::time::Instant::now() + limit;
-    loop {
-        let left = deadline(CALL, &code::API_FAILED, "the API server", pods.list(&ours)).await?.map_err(failed)?;
-        if left.items.is_empty() {
-            return Ok(());
-        }
-        if tokio::time::Instant::now() >= end {
-            let names: Vec<_> = left.items.into_iter().filter_map(|pod| pod.metadata.name).collect();
-            return Err(Error::new(&code::API_FAILED, format!("these agents still run after {limit:?}: {}", names.join(", "))));
-        }
-        tokio::time::sleep(LOOK).await;
     }
 }
 

@@ -151,9 +151,12 @@ impl Store {
         }
     }
 
-    /// The namespaces that are known, each with whether its label says ambient.
-    pub(super) fn namespaces(&self) -> impl Iterator<Item = (&str, bool)> {
-        self.namespaces.iter().map(|(name, namespace)| (name.as_str(), namespace.labels.get(MODE).is_some_and(|mode| mode == "ambient")))
+    /// The namespaces that are known, each with whether its label says ambient, or that of a pod of the node that is in it.
+    pub(super) fn namespaces(&self) -> BTreeMap<String, bool> {
+        let labelled = |labels: &Map| labels.get(MODE).is_some_and(|mode| mode == "ambient");
+        let all = self.namespaces.iter().map(|(name, namespace)| (name.clone(), labelled(&namespace.labels)));
+        let pods = self.pods.values().filter(|record| labelled(&record.labels));
+        all.chain(pods.map(|record| (record.pod.info.namespace.clone(), true))).collect()
     }
 
     fn decided(&self, record: &Record, namespace: Option<&Namespace>) -> discovery::Pod {
@@ -189,8 +192,7 @@ fn record(pod: Pod) -> Record {
     annotations.retain(|name, _| enrolment::ANNOTATIONS.contains(&name.as_str()));
     // The identity of a pod that names no account is that of `default`, as the API server would have it.
     let service_account = if spec.service_account_name.is_empty() { "default".to_owned() } else { spec.service_account_name };
-    let info =
-        WorkloadInfo { name: metadata.name.unwrap_or_default(), namespace: metadata.namespace.unwrap_or_default(), service_account };
+    let info = WorkloadInfo { name: metadata.name.unwrap_or_default(), namespace: metadata.namespace.unwrap_or_default(), service_account };
     let pod = discovery::Pod {
         uid,
         runtime_uid,
@@ -257,7 +259,7 @@ mod tests {
         assert_eq!(ambient(&store), [("a".into(), true), ("b".into(), false)]);
         assert!(store.pod("", "shop", "name-a").is_some_and(|pod| pod.ambient), "runtimes that do not tell the UID");
         assert!(store.pod("other", "shop", "name-a").is_none());
-        assert_eq!(store.namespaces().collect::<Vec<_>>(), [("shop", true)]);
+        assert_eq!(store.namespaces(), [("shop".to_owned(), true)].into());
         store.namespace_event(Event::Delete(shop("ambient")));
         assert_eq!(ambient(&store), [("a".into(), false), ("b".into(), false)]);
     }

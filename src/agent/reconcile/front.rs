@@ -1,14 +1,11 @@
 //! Where CNI calls come in: finds out about the pod, puts it in front, waits for the answer.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::agent::board::Board;
 use crate::agent::discovery::{Lookup, Pod};
-use crate::agent::metrics::CallResult;
 use crate::agent::sandbox::{Sandbox, Sandboxes, Verdict};
 use crate::base::{Error, Result, Str, code};
 
@@ -41,7 +38,6 @@ pub(super) struct Waiter {
 pub struct Front<L> {
     lookup: L,
     commands: mpsc::Sender<Command>,
-    board: Arc<Board>,
 }
 
 /// The reconciler's side.
@@ -49,9 +45,9 @@ pub struct Front<L> {
 pub struct Calls(pub(super) mpsc::Receiver<Command>);
 
 /// Both sides. Calls that come before the reconciler works wait for it.
-pub fn front<L: Lookup>(lookup: L, board: Arc<Board>) -> (Front<L>, Calls) {
+pub fn front<L: Lookup>(lookup: L) -> (Front<L>, Calls) {
     let (commands, receiver) = mpsc::channel(MAX_CALLS);
-    (Front { lookup, commands, board }, Calls(receiver))
+    (Front { lookup, commands }, Calls(receiver))
 }
 
 /// For a source whose pods do not come by CNI calls.
@@ -67,13 +63,6 @@ impl<L: Lookup> Sandboxes for Front<L> {
             Ok(verdict) => verdict,
             Err(_) => Err(Error::new(&code::NOT_CAPTURED, format!("pod {name}: the agent is not ready, or too much waits for it"))),
         };
-        let result = match &verdict {
-            Ok(Verdict::Enrolled) => "enrolled",
-            Ok(Verdict::NotInMesh(_)) => "not_in_mesh",
-            Err(_) => "failed",
-        };
-        self.board.metrics.cni_calls.get_or_create(&CallResult { result }).inc();
-        self.board.metrics.cni_seconds.observe(started.elapsed().as_secs_f64());
         tracing::debug!(pod = %name, ?verdict, took = ?started.elapsed(), "sandbox");
         verdict
     }

@@ -239,8 +239,7 @@ impl Task {
     async fn enrolled(&mut self, netns: &NetNs, options: Options) -> Enrolled {
         let applied_over = self.known.applied_over.take();
         let before = self.known.enrolled.replace(netns.id());
-        let mut enrolled =
-            Enrolled { applied: applied_over.is_some(), again: before == Some(netns.id()), ..Enrolled::default() };
+        let mut enrolled = Enrolled { applied: applied_over.is_some(), again: before == Some(netns.id()), ..Enrolled::default() };
         let look = applied_over.is_some() || before.is_none() || self.known.left > 0;
         if !look {
             return enrolled;

@@ -138,7 +138,12 @@ impl Tracked {
         if let Some(time) = exposed.map(|since| now.saturating_duration_since(since)).filter(|time| *time >= LATE) {
             let time = span(time);
             tracing::warn!(uid = %self.task.uid(), pod = %self.task.name(), %time, "captured late");
-            self.notice(board, true, "WarrenCapturedLate", format!("The pod ran for {time} without being captured: what it sent and received was not protected."));
+            self.notice(
+                board,
+                true,
+                "WarrenCapturedLate",
+                format!("The pod ran for {time} without being captured: what it sent and received was not protected."),
+            );
         }
         (self.good, self.noticed) = (Some(now), None);
     }
