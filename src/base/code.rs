@@ -131,6 +131,7 @@ codes! {
     NETNS_GONE "W6001" Node true "-" "a pod's network namespace cannot be opened" "The pod is gone, or the path is not visible to the agent.";
     REDIRECT_FAILED "W6002" Node true "-" "redirection could not be programmed" "The kernel's answer is in the text; nothing was changed. Check that nf_tables and nf_nat are available.";
     ROUTE_FAILED "W6003" Node true "-" "policy routing could not be programmed" "The kernel's answer is in the text.";
+    NOT_CAPTURED "W6004" Node true "-" "a pod could not be brought into the mesh" "The text says what it waits for. The pod does not start before it is captured; it is tried again by itself.";
     PROBER_UNKNOWN "W6010" Node true "-" "the kubelet cannot be found" "Its probes of enrolled pods cannot be told from other traffic: where policy is strict they are refused. The agent has to see the node's processes (--host-proc) and needs CAP_SYS_PTRACE.";
 
     SOURCE_BROKEN "W7001" Configuration false "-" "the mesh source is broken" "The text says what and where. What was in force stays in force; at the start nothing is: the control plane ends, the agent waits for a usable file.";

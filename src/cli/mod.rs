@@ -19,6 +19,7 @@ pub mod control;
 pub mod demo;
 mod explain;
 mod proxy;
+mod purge;
 mod settings;
 mod shutdown;
 mod uninstall;
@@ -47,6 +48,8 @@ enum Role {
     Explain(explain::Arguments),
     /// Prints the settings of `warren proxy` as a Markdown page.
     Settings,
+    /// Takes Warren off this node: rules, CNI plugin. Asks nobody; the agent must have ended.
+    Purge(purge::Args),
     /// Takes Warren out of a cluster in order. The chart runs it at `helm uninstall`.
     #[command(hide = true)]
     Uninstall(uninstall::Args),
@@ -86,6 +89,7 @@ fn run(role: Role) -> Result<ExitCode> {
         Role::DemoPod(arguments) => demo::pod(arguments),
         Role::Explain(arguments) => explain::run(&arguments),
         Role::Settings => settings::run(),
+        Role::Purge(arguments) => until_signal(|_| purge::run(arguments)),
         Role::Uninstall(arguments) => until_signal(|_| uninstall::run(arguments)),
     }
 }

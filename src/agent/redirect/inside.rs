@@ -11,7 +11,7 @@ use crate::net::NetNs;
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Runs `work` inside the namespace on a thread that may block.
-pub(super) async fn inside<R: Send + 'static>(
+pub(in crate::agent) async fn inside<R: Send + 'static>(
     netns: &NetNs,
     failure: &'static Code,
     work: impl FnOnce() -> Result<R> + Send + 'static,

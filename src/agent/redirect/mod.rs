@@ -1,6 +1,6 @@
 //! Redirection inside a pod's network namespace: what is wanted as a plan, and back-ends that put it into the kernel.
 
-mod inside;
+pub(super) mod inside;
 pub mod nft;
 pub mod plan;
 pub mod routes;
