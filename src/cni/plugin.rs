@@ -152,10 +152,7 @@ impl Environment {
                 Ok(previous)
             }
             Err(error) => {
-                let text = format!(
-                    "the node agent does not answer on {} and pod {pod} may be in the mesh",
-                    config.socket.display()
-                );
+                let text = format!("the node agent does not answer on {} and pod {pod} may be in the mesh", config.socket.display());
                 Err(Refusal::new(number::LATER, Error::caused(&code::CNI_AGENT_AWAY, text, error)))
             }
         }
@@ -217,8 +214,7 @@ impl std::fmt::Display for PodArgs {
 }
 
 fn to_json(value: &impl serde::Serialize) -> std::result::Result<String, Refusal> {
-    serde_json::to_string(value)
-        .map_err(|error| Refusal::new(number::DECODE, Error::caused(&code::CNI_CALL, "an answer", error)))
+    serde_json::to_string(value).map_err(|error| Refusal::new(number::DECODE, Error::caused(&code::CNI_CALL, "an answer", error)))
 }
 
 /// A configuration whose version is spoken.

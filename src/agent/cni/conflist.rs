@@ -162,7 +162,10 @@ mod tests {
             assert_eq!(without_entry(&with), Ok(Some(text.to_owned())), "byte for byte");
             assert_eq!(without_entry(text), Ok(None));
         }
-        assert!(with_entry(PRETTY, ENTRY).expect("a list").expect("a change").contains("\n    {\"type\":\"warren\""), "indented like the others");
+        assert!(
+            with_entry(PRETTY, ENTRY).expect("a list").expect("a change").contains("\n    {\"type\":\"warren\""),
+            "indented like the others"
+        );
     }
 
     #[test]
@@ -180,16 +183,26 @@ mod tests {
 
     #[test]
     fn an_entry_that_others_wrote_anew_or_chained_behind_is_left() {
-        let text = format!(r#"{{"cniVersion":"1.1.0","plugins":[{{"type":"a"}}, {{"type":"warren", "excludeNamespaces": ["kube-system"], "socket":"/s"}},{{"type":"b"}}]}}"#);
+        let text = format!(
+            r#"{{"cniVersion":"1.1.0","plugins":[{{"type":"a"}}, {{"type":"warren", "excludeNamespaces": ["kube-system"], "socket":"/s"}},{{"type":"b"}}]}}"#
+        );
         assert_eq!(with_entry(&text, ENTRY), Ok(None));
     }
 
     #[test]
     fn what_is_no_usable_list_is_told() {
         let half = &PRETTY[..PRETTY.len() / 2];
-        for text in ["", half, "[]", r#"{"plugins":[]}"#, r#"{"cniVersion":"1.0.0","plugins":[]}"#, r#"{"cniVersion":"1.0.0","plugins":[{}]}"#,
-            r#"{"cniVersion":"0.2.0","plugins":[{"type":"a"}]}"#, r#"{"cniVersion":"1.0.0","plugins":[{"type":"a"}],"plugins":[{"type":"b"}]}"#,
-            r#"{"cniVersion":"1.0.0","plugins":[{"type":"warren"}]}"#] {
+        for text in [
+            "",
+            half,
+            "[]",
+            r#"{"plugins":[]}"#,
+            r#"{"cniVersion":"1.0.0","plugins":[]}"#,
+            r#"{"cniVersion":"1.0.0","plugins":[{}]}"#,
+            r#"{"cniVersion":"0.2.0","plugins":[{"type":"a"}]}"#,
+            r#"{"cniVersion":"1.0.0","plugins":[{"type":"a"}],"plugins":[{"type":"b"}]}"#,
+            r#"{"cniVersion":"1.0.0","plugins":[{"type":"warren"}]}"#,
+        ] {
             assert!(with_entry(text, ENTRY).is_err(), "{text}");
         }
         let many = r#"{"cniVersions":["0.4.0","1.2.0"],"plugins":[{"type":"a"}]}"#;
@@ -198,13 +211,16 @@ mod tests {
 
     #[test]
     fn a_single_plugin_becomes_a_list() {
-        let text = "{\"cniVersion\":\"0.4.0\", \"name\":\"a \\\"b\\\"\",\n \"type\":\"flannel\", \"delegate\":{\"isDefaultGateway\":true}}\n";
+        let text =
+            "{\"cniVersion\":\"0.4.0\", \"name\":\"a \\\"b\\\"\",\n \"type\":\"flannel\", \"delegate\":{\"isDefaultGateway\":true}}\n";
         let list = to_list(text, ENTRY).expect("a list");
         assert!(list.contains(text.trim()), "as it was written: {list}");
         let value: Value = serde_json::from_str(&list).expect("JSON");
         assert_eq!((&value["cniVersion"], &value["name"]), (&"0.4.0".into(), &"a \"b\"".into()));
         assert_eq!(with_entry(&list, ENTRY), Ok(None), "the entry is in it");
-        for broken in ["{", "{}", r#"{"name":"a","type":"b"}"#, r#"{"cniVersion":"1.0.0","type":"b"}"#, r#"{"cniVersion":"1.0.0","name":"b"}"#] {
+        for broken in
+            ["{", "{}", r#"{"name":"a","type":"b"}"#, r#"{"cniVersion":"1.0.0","type":"b"}"#, r#"{"cniVersion":"1.0.0","name":"b"}"#]
+        {
             assert!(to_list(broken, ENTRY).is_err(), "{broken}");
         }
         assert!(is_loopback(r#"{"cniVersion":"0.3.1","name":"lo","type":"loopback"}"#) && !is_loopback(text) && !is_loopback(PRETTY));

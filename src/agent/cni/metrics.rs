@@ -37,7 +37,12 @@ impl Metrics {
     /// Has `registry` show them.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("warren_cni_calls", "Calls of the CNI plugin, by how they ended", self.calls.clone());
-        registry.register_with_unit("warren_cni_add", "From the call to the answer, for pods that start", Unit::Seconds, self.seconds.clone());
+        registry.register_with_unit(
+            "warren_cni_add",
+            "From the call to the answer, for pods that start",
+            Unit::Seconds,
+            self.seconds.clone(),
+        );
         registry.register("warren_cni_repairs", "Times the CNI plugin was put back in place", self.repairs.clone());
     }
 
