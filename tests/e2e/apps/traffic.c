@@ -43,7 +43,7 @@ static socklen_t target_length;
 static int samples[SAMPLES];
 static long started, ok, failed, sampled;
 static long errors[8];
-static double first_failure, last_failure;
+static double first_failure, last_failure, last_success;
 static long last_ok, longest_gap;
 enum { REFUSED, RESET, TIMEOUT, CLOSED, OTHER };
 static const char *names[] = {"refused", "reset", "timeout", "closed", "other"};
@@ -79,7 +79,7 @@ static int kind(int e) {
 static void note_ok(long us) {
     long t = now();
     if (last_ok && t - last_ok > longest_gap) longest_gap = t - last_ok;
-    last_ok = t, ok++;
+    last_ok = t, ok++, last_success = wall();
     if (sampled < SAMPLES) samples[sampled++] = us;
 }
 
@@ -101,7 +101,8 @@ static int report(void) {
     for (int i = 0; i <= OTHER; i++) printf(",\"%s\":%ld", names[i], errors[i]);
     printf(",\"p50_us\":%d,\"p99_us\":%d,\"max_us\":%d", sampled ? samples[sampled / 2] : 0, sampled ? samples[sampled * 99 / 100] : 0,
            sampled ? samples[sampled - 1] : 0);
-    printf(",\"longest_gap_us\":%ld,\"first_failure\":%.3f,\"last_failure\":%.3f}\n", longest_gap, first_failure, last_failure);
+    printf(",\"longest_gap_us\":%ld,\"first_failure\":%.3f,\"last_failure\":%.3f,\"last_ok\":%.3f}\n", longest_gap, first_failure, last_failure,
+           last_success);
     return failed > 0;
 }
 

@@ -31,7 +31,7 @@ def sandboxes(world, node, names):
     """Seconds that containerd took to make the sandboxes of these pods, CNI included, from its log."""
     begun, took = {}, []
     for line in world.cluster.runtime_log(node).splitlines():
-        if m := re.search(r'time="([^"]+)".*RunPodSandbox for \&?PodSandboxMetadata\{Name:([^,]+),Uid:([^,]+),', line):
+        if m := re.search(r'time="([^"]+)".*RunPodSandbox for name:\\"([^"\\]+)\\" uid:\\"([^"\\]+)\\"', line):
             at = datetime.datetime.fromisoformat(re.sub(r"(\.\d{6})\d*", r"\1", m[1]).replace("Z", "+00:00")).timestamp()
             if "returns sandbox id" in line:
                 if m[3] in begun and (names is None or m[2] in names):
