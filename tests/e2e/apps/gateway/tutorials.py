@@ -12,7 +12,7 @@ EXAMPLES = os.path.realpath(HERE + "/../../../../deploy/examples")
 NAMESPACES = ["envoy-gateway-system", "bookshop", "apple", "passthrough", "canary"]
 PORTS = {8080, 5678, 8443, 18000}  # of the applications, and of the controller's own API to its gateways
 # What answers and requests hold; none of it may be seen between nodes. The server name is in every TLS handshake that is not inside another.
-TEXTS = [b"The Book Shop", b"Watership Down", b"rabbit should read", b"of 5 carrots", b"\r\n\r\napple\n", b"hello from v", b"GET / HTTP", b"GET /catalogue HTTP",
+TEXTS = [b"The Book Shop", b"Watership Down", b"rabbit should read", b"of 5 carrots", b"\r\n\r\napple\n", b"hello from v", b"GET / HTTP", b"Host: catalogue:8080",
             b"passthrough.example"]
 SHOP = ["<h1>The Book Shop</h1>", "<h2>Watership Down</h2>", "<p>Richard Adams, 1972, 413 pages</p>",
         '<p>"Every rabbit should read it." <b>5 of 5 carrots</b></p>']
