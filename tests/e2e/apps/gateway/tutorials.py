@@ -32,8 +32,10 @@ class Tutorials:
         with open(cluster + "/control/pid") as f:
             self.inside = inside = ["nsenter", f"--net=/proc/{f.read().strip()}/ns/net"]
         path = commands(place + "/commands", kubectl=kubectl, helm=helm, curl=[*inside, shutil.which("curl"), "--max-time", "60"])
+        shutdown = "config.envoyGateway.envoyProxy.shutdown"  # a gateway waits a minute for its clients unless told
         self.readme = Readme(EXAMPLES + "/README.md", directory, path, [
-            ("oci://docker.io/envoyproxy/gateway-helm --version v1.9.1", f"{chart} --set global.images.envoyProxy.image={envoy_image}")])
+            ("oci://docker.io/envoyproxy/gateway-helm --version v1.9.1",
+             f"{chart} --set global.images.envoyProxy.image={envoy_image},{shutdown}.drainTimeout=2s,{shutdown}.minDrainDuration=1s")])
         self.stack.enter_context(LoadBalancer(kubectl, nodes, inside))
 
     def __enter__(self):
