@@ -49,8 +49,8 @@ class Own:
         """A capture of what goes between the nodes."""
         return Capture("env", "KUBE_BIN=" + self.programs, CLUSTER, "wire", self.dir, "--", expression=expression, snap=snap)
 
-    def inside(self, node, interface="cni0", expression="tcp"):
-        """A capture of what goes between the pods of one node."""
+    def inside(self, node, interface="any", expression="tcp"):
+        """A capture of what passes a node's interfaces, the pods' own among them; what goes between two pods is seen twice."""
         return Capture("env", "KUBE_BIN=" + self.programs, CLUSTER, "node-exec", self.dir, node, "--", "tcpdump", "-i", interface, expression=expression)
 
     def reboot(self, node):
