@@ -1,12 +1,35 @@
 //! Which pods this node has, and which of them are to be in the mesh.
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use crate::base::{Result, Str};
 use crate::config::meshfile::{self, MeshFile};
 use crate::config::watch;
+use crate::net::NetNs;
 use crate::zds::WorkloadInfo;
+
+/// Where a pod's network namespace is found.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// A file that may come to be another namespace.
+    Path(PathBuf),
+    /// It is open already.
+    Open(NetNs),
+}
+
+impl PartialEq for Place {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Path(one), Self::Path(two)) => one == two,
+            (Self::Open(one), Self::Open(two)) => one.id() == two.id(),
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Place {}
 
 /// A pod of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,8 +38,10 @@ pub struct Pod {
     pub uid: Str,
     /// What it is called.
     pub info: WorkloadInfo,
+    /// Its addresses, as far as they are known.
+    pub ips: Vec<IpAddr>,
     /// Where its network namespace is found.
-    pub netns: Option<PathBuf>,
+    pub netns: Option<Place>,
     /// Whether it is to be in the mesh.
     pub ambient: bool,
 }
@@ -99,7 +124,8 @@ fn pods_of(mesh: &MeshFile, node: &str) -> Vec<Pod> {
     pods.map(|pod| Pod {
         uid: pod.effective_uid().into(),
         info: WorkloadInfo { name: pod.name.clone(), namespace: pod.namespace.clone(), service_account: pod.service_account.clone() },
-        netns: pod.netns.clone(),
+        ips: pod.ips.clone(),
+        netns: pod.netns.clone().map(Place::Path),
         ambient: pod.ambient,
     })
     .collect()
@@ -129,7 +155,7 @@ mod tests {
         });
         assert_eq!(first.len(), 1, "only this node's");
         assert_eq!((first[0].info.name.as_str(), first[0].ambient), ("a", true));
-        assert_eq!(first[0].netns.as_deref(), Some(std::path::Path::new("/run/a")));
+        assert_eq!(first[0].netns, Some(Place::Path("/run/a".into())));
 
         std::fs::write(&path, "pods: [").expect("write");
         assert!(discovery.read().is_none(), "a broken file changes nothing");

@@ -1,9 +1,11 @@
 //! The node agent: finds the pods of this node, redirects their traffic to the proxy, and tells the proxy about them.
 
+pub mod cni;
 mod decide;
 pub mod discovery;
 pub mod reconcile;
 pub mod redirect;
+pub mod sandbox;
 
 use std::path::Path;
 

@@ -14,6 +14,7 @@ use crate::telemetry::log;
 use shutdown::Signals;
 
 pub mod agent;
+mod cni;
 pub mod control;
 pub mod demo;
 mod explain;
@@ -38,6 +39,8 @@ enum Role {
     Agent(agent::Args),
     /// Control plane: tells proxies about the mesh and signs their certificates.
     Control(control::Args),
+    /// CNI plugin: has the agent bring a new pod into the mesh before it starts. Called by the container runtime.
+    Cni,
     /// Shows the mesh at work: two nodes and their pods on this machine, in namespaces that vanish afterwards.
     Demo(demo::Args),
     /// Says what an error code means and what to do about it.
@@ -57,6 +60,9 @@ enum Role {
 
 /// Parses the command line and runs the role. Exit status: 0 done, 1 failed, 2 wrong usage.
 pub fn main() -> ExitCode {
+    if cni::is_called() {
+        return cni::run();
+    }
     let status = sandbox::die_with_parent().and_then(|()| run(Arguments::parse().role));
     match status {
         Ok(status) => status,
@@ -73,6 +79,7 @@ fn run(role: Role) -> Result<ExitCode> {
         Role::Proxy(arguments) => proxy::run(arguments),
         Role::Agent(arguments) => until_signal(|drain| agent::run(arguments, drain)),
         Role::Control(arguments) => until_signal(|drain| control::run(arguments, drain)),
+        Role::Cni => Ok(cni::run()),
         // These make namespaces, which the kernel allows only to a process with one thread.
         Role::Demo(arguments) => demo::run(arguments),
         Role::Sandbox(arguments) => demo::sandbox(&arguments),

@@ -36,11 +36,12 @@ pub(super) struct Args {
 enum Step {
     /// Ends the agents and waits until each has taken its pods out of the mesh
     Agents,
-    /// Waits until every node is purged, ends the control plane, removes what it wrote
+    /// Waits until every node is purged, ends proxies and control plane, removes what the latter wrote
     Rest,
 }
 
 const AGENT: &str = "warren-agent";
+const PROXY: &str = "warren-proxy";
 const PURGE: &str = "warren-purge";
 const CONTROL: &str = "warren-control";
 const ROOT: &str = "istio-ca-root-cert";
@@ -64,6 +65,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
             Step::Agents => cluster.end::<DaemonSet>(AGENT).await,
             Step::Rest => {
                 cluster.purged().await?;
+                cluster.end::<DaemonSet>(PROXY).await?;
                 cluster.end::<Deployment>(CONTROL).await?;
                 cluster.remove_roots().await?;
                 cluster.remove::<Lease>(LEASE).await?;
@@ -177,7 +179,9 @@ impl Cluster {
                 Step::Rest => {
                     let purges = self.purges().await?.into_iter();
                     let mut left: Vec<String> = purges.filter_map(|(node, left)| left.map(|left| format!("{node}: {left}"))).collect();
-                    left.extend(self.nodes_of(CONTROL).await?.into_iter().map(|node| format!("a control plane runs on {node}")));
+                    for (app, name) in [(PROXY, "the proxy"), (CONTROL, "a control plane")] {
+                        left.extend(self.nodes_of(app).await?.into_iter().map(|node| format!("{name} of {node} runs")));
+                    }
                     Ok::<_, Error>(left)
                 }
             }

@@ -1,12 +1,11 @@
 //! One pod: observes it and takes the next step.
 
-use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::agent::decide::{self, Step, View, decide};
-use crate::agent::discovery::Pod;
+use crate::agent::discovery::{Place, Pod};
 use crate::agent::redirect::{Redirect, State};
 use crate::base::{Error, Result, Str, code};
 use crate::net::NetNs;
@@ -166,14 +165,17 @@ impl Task {
     }
 
     fn open(&self) -> Result<NetNs> {
-        let Some(path) = &self.pod.netns else {
-            return Err(Error::new(&code::NETNS_GONE, format!("pod {}: no network namespace is given", self.name())));
+        let netns = match &self.pod.netns {
+            None => return Err(Error::new(&code::NETNS_GONE, format!("pod {}: no network namespace is given", self.name()))),
+            Some(Place::Open(netns)) => netns.clone(),
+            Some(Place::Path(path)) => {
+                NetNs::open(path).map_err(|error| Error::caused(&code::NETNS_GONE, format!("open {}", path.display()), error))?
+            }
         };
-        let open = |path: &Path| NetNs::open(path);
-        let netns = open(path).map_err(|error| Error::caused(&code::NETNS_GONE, format!("open {}", path.display()), error))?;
-        // The agent's own namespace is the node's: redirecting that would cut the node off.
+        // The agent's own namespace may be the node's: redirecting that would cut the node off.
         if NetNs::current().is_ok_and(|own| own.id() == netns.id()) {
-            return Err(Error::new(&code::NETNS_GONE, format!("{} is the node's own network namespace, not a pod's", path.display())));
+            let text = format!("the network namespace of pod {} is the agent's own", self.name());
+            return Err(Error::new(&code::NETNS_GONE, text));
         }
         Ok(netns)
     }
