@@ -112,7 +112,7 @@ def apps_image():
                     env={**os.environ, "CGO_ENABLED": "0"})
                 os.makedirs(d + "/etc")
                 with open(d + "/etc/passwd", "w") as f:
-                    f.write("root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n")
+                    f.write("root:x:0:0:root:/:/bin/sh\ntcpdump:x:100:65534::/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n")
                 with open(d + "/etc/group", "w") as f:
                     f.write("root:x:0:\nnogroup:x:65534:\n")
                 os.makedirs(d + "/var")

@@ -1,62 +1,62 @@
-"""deploy/minikube/README.md, read out loud: every command that is not minikube's own, and what the page says that it prints."""
+"""deploy/minikube/README.md: every command in it that is not minikube's own, in order, prints what the page says."""
 import os, re, shutil, tempfile
 
-from lib import apps, build
-from lib.shell import Failed, check, run
-from lib.warren import NAMESPACE
+from lib import build
+from lib.apps import IMAGE
+from lib.shell import check, run, wait
 
-ORDER = 950
-NEEDS = ("images",)
+ORDER = 910
 PAGE = build.TOP + "/deploy/minikube/README.md"
+# Applications of the page that come from registries, and what stands in for them.
+IMAGES = {
+    "image: docker.io/nicolaka/netshoot:v0.14": f"image: {IMAGE}",
+    "image: docker.io/library/nginx:1.28": f"image: {IMAGE}\n          command: [sh, -c, 'echo hello >/tmp/index.html; exec httpd -f -p 80 -h /tmp']",
+}
+INSTALL = "helm install warren deploy/helm/warren"
+
+
+def blocks(page):
+    """(commands, what they must print or nothing) of each block for a shell, without the lines that are minikube's own."""
+    found = re.findall(r"(?:^<!-- prints: ([^\n]*) -->\n)?^```sh\n(.*?)^```$", page, re.M | re.S)
+    for prints, text in found:
+        lines = [line for line in text.splitlines() if not line.startswith("minikube")]
+        if lines:
+            yield "\n".join(lines), prints
 
 
 def tell(world):
-    blocks, said = parse(), []
-    with tempfile.TemporaryDirectory() as d:
-        checkout(world, d)
-        env = {**os.environ, "KUBECONFIG": world.kube.kubeconfig, "PATH": d + "/bin:" + os.environ["PATH"]}
-        try:
-            for commands, expected in blocks:
-                out = run("bash", "-e", "-o", "pipefail", "-c", commands, timeout=300, env=env, cwd=d)
-                check(not expected or re.search(expected, out, re.MULTILINE), f"{commands.strip().splitlines()[0]}: does not print /{expected}/ but {out.strip()[-300:]}")
-                if m := re.search(r"([\d.]+) Gbits/sec.*receiver", out):
-                    said.append(m[1])
-        except Failed:
-            world.kube.kubectl("delete", "-f", d + "/deploy/minikube/app.yaml", "--wait=false", check=False)
-            run(build.helm(), "--kubeconfig", world.kube.kubeconfig, "-n", NAMESPACE, "uninstall", "warren", timeout=200, check=False)
-            raise
-    return f"{len(blocks)} blocks" + (f"; iperf3 {said[0]} Gb/s before, {said[-1]} after" if len(said) > 1 else "")
-
-
-def parse():
-    """[(commands, regular expression of what they print or None)] of the page; lines of minikube left out."""
-    found = []
     with open(PAGE) as f:
-        page = f.read()
-    for m in re.finditer(r"(?:<!-- prints: (.*?) -->\n)?```sh\n(.*?)```", page, re.DOTALL):
-        commands = "".join(l + "\n" for l in m[2].splitlines() if not l.lstrip().startswith("minikube"))
-        if commands.strip():
-            found.append((commands, m[1]))
-    check(len(found) > 10, f"{PAGE} has {len(found)} blocks of commands")
-    return found
+        page = list(blocks(f.read()))
+    check(any(INSTALL in text for text, _ in page), "the page does not install Warren")
+    with tempfile.TemporaryDirectory(dir=world.dir) as checkout:
+        figures = walk(world, page, checkout)
+    wait("the end of the page's namespaces", lambda: not any(
+        world.kube.api("api/v1/namespaces/" + n, missing=True) for n in ("shop", "outside", "warren-system")), 90)
+    return f"{len(page)} blocks of commands; iperf3 {', '.join(figures)}"
 
 
-def checkout(world, d):
-    """What the page needs of a checkout, with the images that the cluster has; kubectl and helm on the PATH."""
-    shutil.copytree(build.TOP + "/deploy", d + "/deploy")
-    app = d + "/deploy/minikube/app.yaml"
-    with open(app) as f:
-        text = re.sub(r"image: \S+", "image: " + apps.IMAGE, f.read())
-    # nginx has its configuration in its image elsewhere
-    text = text.replace("        - name: web\n          image: " + apps.IMAGE, "        - name: web\n          command: [sh, -c, 'mkdir -p /www && echo hello >/www/index.html && exec httpd -f -p 80 -h /www']\n          image: " + apps.IMAGE)
-    with open(app, "w") as f:
-        f.write(text)
-    os.makedirs(d + "/bin")
-    os.symlink(build.helm(), d + "/bin/helm")
-    with open(d + "/bin/kubectl", "w") as f:
-        f.write(f'#!/bin/sh\nexec {" ".join(world.cluster.kubectl)} "$@"\n')
-    os.chmod(d + "/bin/kubectl", 0o755)
-    with open(build.TOP + "/Cargo.toml") as f:
-        version = re.search(r'^version = "(.*)"', f.read(), re.MULTILINE)[1]
-    for node in (world.node_a, world.node_b):
-        world.cluster.node(node, "/opt/kube/ctr", "-n", "k8s.io", "images", "tag", "--force", world.warren.image, f"localhost/warren:{version}")
+def walk(world, page, checkout):
+    """Runs the page in a checkout whose images can be had here; the throughputs that it prints."""
+    shutil.copytree(build.TOP + "/deploy", checkout + "/deploy")
+    with open(checkout + "/deploy/minikube/app.yaml") as f:
+        app = f.read()
+    for image, local in IMAGES.items():
+        check(image in app, f"app.yaml does not use {image}")
+        app = app.replace(image, local)
+    with open(checkout + "/deploy/minikube/app.yaml", "w") as f:
+        f.write(app)
+    tools = checkout + "/bin"
+    os.mkdir(tools)
+    os.symlink(build.helm(), tools + "/helm")
+    with open(tools + "/kubectl", "w") as f:
+        f.write("#!/bin/sh\nexec " + " ".join(world.kube.command) + ' "$@"\n')
+    os.chmod(tools + "/kubectl", 0o755)
+    env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "KUBECONFIG": world.kube.kubeconfig}
+    figures = []
+    for text, prints in page:
+        text = text.replace(INSTALL, " ".join([INSTALL, *world.warren.values()]))
+        said = run("bash", "-ec", text, cwd=checkout, env=env, timeout=600)
+        if prints:
+            check(re.search(prints, said, re.M), f"this printed something other than {prints}:\n{text}\n{said[-1500:]}")
+        figures += re.findall(r"([\d.]+ \wbits/sec).*receiver", said)
+    return figures
