@@ -1,8 +1,8 @@
 """The cluster that the stories are told on: our own of tests/kube, or any that KUBECONFIG names."""
-import contextlib, json, os, signal, subprocess, time
+import contextlib, json, os, signal
 
 from . import build
-from .shell import Failed, check, run
+from .shell import check, run
 from .wire import Capture
 
 CLUSTER = build.KUBE + "/cluster"

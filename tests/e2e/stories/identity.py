@@ -4,7 +4,6 @@ import time
 from lib import authority, trouble
 from lib.kube import address
 from lib.shell import check
-from lib.warren import NAMESPACE
 
 ORDER = 210
 NEEDS = ("node",)
