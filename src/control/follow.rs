@@ -28,7 +28,8 @@ pub(super) struct SourceHealth {
 /// Takes over change after change.
 pub(super) struct Follower<S> {
     source: S,
-    tokens: Arc<Tokens>,
+    /// Those of a mesh file's nodes; in a cluster there are none to be made.
+    tokens: Option<Arc<Tokens>>,
     indexer: Indexer,
     pace: Pace,
     index: watch::Sender<Arc<Index>>,
@@ -38,7 +39,7 @@ pub(super) struct Follower<S> {
 }
 
 impl<S: Source> Follower<S> {
-    pub(super) fn new(source: S, tokens: Arc<Tokens>, index: watch::Sender<Arc<Index>>, health: Arc<RwLock<SourceHealth>>) -> Self {
+    pub(super) fn new(source: S, tokens: Option<Arc<Tokens>>, index: watch::Sender<Arc<Index>>, health: Arc<RwLock<SourceHealth>>) -> Self {
         Self { source, tokens, indexer: Indexer::default(), pace: Pace::default(), index, health, fault_since: None }
     }
 
@@ -99,7 +100,7 @@ impl<S: Source> Follower<S> {
         let previous = self.index.borrow().clone();
         let next = self.indexer.publish();
         // A node can authenticate before anything tells it that it may.
-        if let Err(error) = self.tokens.follow(next.nodes()) {
+        if let Some(Err(error)) = self.tokens.as_ref().map(|tokens| tokens.follow(next.nodes())) {
             tracing::error!(%error, "a node has no token and cannot connect");
         }
         if previous.generation() > 0 && previous.trust_domain() != next.trust_domain() {

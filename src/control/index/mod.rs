@@ -65,6 +65,9 @@ impl Type {
     }
 }
 
+/// An account: namespace and name.
+pub type Account = (Str, Str);
+
 /// One state of the mesh.
 #[derive(Clone, Debug, Default)]
 pub struct Index {
@@ -96,16 +99,12 @@ pub struct PodRef {
 }
 
 impl Index {
-    /// The index of a file as if it came after another one.
+    /// As if it had come after that one.
     #[cfg(test)]
-    pub(crate) fn of_file(file: &crate::config::meshfile::MeshFile, previous: &Index) -> Self {
-        let (mesh, changes) = crate::control::source::objects_of(file);
-        let mut indexer = Indexer::default();
-        indexer.apply(&mesh, changes);
-        let mut index = Index::clone(&indexer.publish());
-        index.generation = previous.generation + 1;
-        index.last = [Type::Address, Type::Authorization].map(|of| index.diff(previous, of));
-        index
+    pub(crate) fn after(mut self, previous: &Index) -> Self {
+        self.generation = previous.generation + 1;
+        self.last = [Type::Address, Type::Authorization].map(|of| self.diff(previous, of));
+        self
     }
 
     /// How many indexes were made before this one.
@@ -175,9 +174,8 @@ impl Index {
     /// that lies can use no more than the accounts of its own node, which run under the same kernel as itself. (The
     /// reference's authority does the same.)
     pub fn runs_on(&self, node: &str, namespace: &str, service_account: &str) -> bool {
-        let is_it = |pod: &Arc<Pod>| {
-            *pod.id.namespace == *namespace && *pod.service_account == *service_account && pod.phase != Phase::Failed
-        };
+        let is_it =
+            |pod: &Arc<Pod>| *pod.id.namespace == *namespace && *pod.service_account == *service_account && pod.phase != Phase::Failed;
         self.nodes.of(node).filter_map(|pod| self.pods.get(pod)).any(is_it)
     }
 }

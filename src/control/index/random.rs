@@ -50,7 +50,9 @@ fn item(rng: &mut SmallRng) -> Value {
             "ports": [{"name": "http", "port": 8080}]}),
         6 => json!({"kind": "PeerAuthentication", "metadata": meta, "spec": {"selector": selector, "mtls": {"mode": mode},
             "portLevelMtls": {"8080": {"mode": pick(rng, &["STRICT", "PERMISSIVE"])}}}}),
-        _ => json!({"kind": "AuthorizationPolicy", "metadata": meta, "spec": {"selector": selector, "action": pick(rng, &["ALLOW", "DENY"])}}),
+        _ => {
+            json!({"kind": "AuthorizationPolicy", "metadata": meta, "spec": {"selector": selector, "action": pick(rng, &["ALLOW", "DENY"])}})
+        }
     }
 }
 

@@ -37,9 +37,8 @@ pub(super) fn ports_at(service: &Service, pod: &Pod) -> Vec<WirePort> {
         Target::Number(number) => Some(*number),
         Target::Name(name) => pod.ports.iter().find(|(known, _)| known == name).map(|(_, number)| *number),
     };
-    let at_pod = |port: &Port| {
-        Some(WirePort { service_port: u32::from(port.port), target_port: u32::from(target(port)?), ..WirePort::default() })
-    };
+    let at_pod =
+        |port: &Port| Some(WirePort { service_port: u32::from(port.port), target_port: u32::from(target(port)?), ..WirePort::default() });
     service.ports.iter().filter_map(at_pod).collect()
 }
 

@@ -2,6 +2,7 @@ use prost::Message;
 
 use super::*;
 use crate::config::meshfile;
+use crate::control::source;
 use crate::wire::authorization::string_match::MatchType;
 use crate::wire::authorization::{Authorization, Scope};
 use crate::wire::workload::address::Type as Kind;
@@ -24,7 +25,7 @@ policies:
 fn index(text: &str, previous: &Index) -> Index {
     let loaded = meshfile::parse(text).unwrap();
     assert!(loaded.rejected.is_empty(), "{:?}", loaded.rejected);
-    Index::of_file(&loaded.mesh, previous)
+    Index::clone(&source::index_of(&loaded.mesh)).after(previous)
 }
 
 fn workload(index: &Index, name: &str) -> Workload {

@@ -8,7 +8,9 @@ use super::{CLUSTER, NETWORK};
 use crate::base::Str;
 use crate::base::addr::ip_to_bytes;
 use crate::control::objects::{EndpointSlice, Id, Locality, Phase, Pod, Service, Tunnel};
-use crate::wire::workload::{Locality as WireLocality, NetworkMode, Port, PortList, TunnelProtocol, Workload, WorkloadStatus, WorkloadType};
+use crate::wire::workload::{
+    Locality as WireLocality, NetworkMode, Port, PortList, TunnelProtocol, Workload, WorkloadStatus, WorkloadType,
+};
 
 /// Left out on the wire when it is this: what proxies put there.
 const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
@@ -67,9 +69,10 @@ pub(super) fn of_pod(pod: &Pod, trust_domain: &str, locality: Option<&Locality>)
 /// The workload of an endpoint that is no pod. Its address may be that of something else too, as host addresses are.
 pub(super) fn of_endpoint(slice: &EndpointSlice, ip: IpAddr, ready: bool, service: &Service, trust_domain: &str) -> Workload {
     let target = |name: &str| slice.ports.iter().find(|(known, _)| **known == *name).map(|(_, port)| u32::from(*port));
-    let ports = service.ports.iter().filter_map(|port| {
-        Some(Port { service_port: u32::from(port.port), target_port: target(&port.name)?, ..Port::default() })
-    });
+    let ports = service
+        .ports
+        .iter()
+        .filter_map(|port| Some(Port { service_port: u32::from(port.port), target_port: target(&port.name)?, ..Port::default() }));
     Workload {
         uid: endpoint_name(&slice.id, ip),
         name: slice.id.name.to_string(),

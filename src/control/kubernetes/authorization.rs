@@ -17,8 +17,8 @@ use crate::wire::authorization::{self as wire, Action, Authorization};
 
 use rule::Rules;
 pub(crate) use rule::strings;
-pub(super) use spec::{Selector, readable_selector};
 use spec::Spec;
+pub(super) use spec::{Selector, readable_selector};
 
 /// With the value `true` the policy is evaluated and logged, not enforced.
 const DRY_RUN: &str = "istio.io/dry-run";
@@ -62,7 +62,9 @@ impl Watched for api::AuthorizationPolicy {
     fn verdict(&self, mesh: &Mesh) -> Option<Verdict> {
         match self.convert(mesh) {
             Ok((_, verdict)) => verdict,
-            Err(reason) => Some(Verdict::invalid(format!("{reason}. Until it is corrected, its last correct version or else a refusal of everything is in force."))),
+            Err(reason) => Some(Verdict::invalid(format!(
+                "{reason}. Until it is corrected, its last correct version or else a refusal of everything is in force."
+            ))),
         }
     }
 }

@@ -43,9 +43,9 @@ impl Watched for api::PeerAuthentication {
                 Verdict { accepted: true, ..Verdict::invalid("portLevelMtls has no effect without a selector".to_owned()) }
             }
             Ok(_) => Verdict::attached(),
-            Err(reason) => Verdict::invalid(format!(
-                "{reason}. Until it is corrected, its last correct version or else STRICT is in force."
-            )),
+            Err(reason) => {
+                Verdict::invalid(format!("{reason}. Until it is corrected, its last correct version or else STRICT is in force."))
+            }
         })
     }
 }

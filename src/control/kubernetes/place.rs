@@ -15,7 +15,8 @@ impl Watched for api::Node {
     const KIND: Kind = Kind::Node;
 
     fn read(&self, _mesh: &Mesh) -> Result<Option<Object>, Refusal> {
-        let label = |key: &str| -> Str { self.metadata.labels.as_ref().and_then(|labels| labels.get(key)).map_or("", String::as_str).into() };
+        let label =
+            |key: &str| -> Str { self.metadata.labels.as_ref().and_then(|labels| labels.get(key)).map_or("", String::as_str).into() };
         let locality = Locality {
             region: label("topology.kubernetes.io/region"),
             zone: label("topology.kubernetes.io/zone"),

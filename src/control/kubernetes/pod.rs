@@ -21,8 +21,7 @@ impl Watched for api::Pod {
     fn read(&self, _mesh: &Mesh) -> Result<Option<Object>, Refusal> {
         let (meta, spec, status) = (&self.metadata, &self.spec, &self.status);
         let labels = labels(meta);
-        let is_ready =
-            status.conditions.iter().flatten().any(|condition| condition.r#type == "Ready" && condition.status == "True");
+        let is_ready = status.conditions.iter().flatten().any(|condition| condition.r#type == "Ready" && condition.status == "True");
         let pod = Pod {
             id: self.id(),
             uid: meta.uid.as_deref().unwrap_or_default().into(),
@@ -112,8 +111,13 @@ mod tests {
 
     #[test]
     fn a_cron_job_is_known_by_its_jobs() {
-        let cases =
-            [("report-29922407", Some("report")), ("import-20261122", Some("import")), ("a-1234567", None), ("a-12345678901", None), ("-12345678", None)];
+        let cases = [
+            ("report-29922407", Some("report")),
+            ("import-20261122", Some("import")),
+            ("a-1234567", None),
+            ("a-12345678901", None),
+            ("-12345678", None),
+        ];
         for (job, expected) in cases {
             assert_eq!(cron_job(job), expected, "{job}");
         }

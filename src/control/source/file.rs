@@ -2,8 +2,7 @@
 
 mod objects;
 
-#[cfg(test)]
-pub(crate) use objects::of as objects_of;
+pub(super) use objects::of as objects_of;
 
 use std::path::PathBuf;
 
@@ -48,7 +47,7 @@ impl Source for FileSource {
         // After it was noted: only what was once understood is a version to come back to.
         let refused = loaded.refuse_instead();
         let wrong = loaded.rejected.iter().take(MAX_WRONG).map(ToString::to_string).collect();
-        let (mesh, changes) = objects::of(&loaded.mesh);
+        let (mesh, changes) = objects_of(&loaded.mesh);
         Ok(Batch { mesh, changes, rejected: loaded.rejected, kept, refused, wrong, fault: None })
     }
 
@@ -74,7 +73,9 @@ mod tests {
 
     fn names(batch: &Batch, kind: Kind) -> Vec<String> {
         let of_kind = |change: &Change| match change {
-            Change::Replace(known, versions) if *known == kind => Some(versions.iter().map(|version| version.id().name.to_string()).collect()),
+            Change::Replace(known, versions) if *known == kind => {
+                Some(versions.iter().map(|version| version.id().name.to_string()).collect())
+            }
             _ => None,
         };
         let mut names: Vec<String> = batch.changes.iter().find_map(of_kind).expect("each kind is replaced");

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::stream::{BoxStream, SelectAll};
 use futures::{FutureExt, StreamExt};
-use kube::{Client, Config};
+use kube::Client;
 use tokio::time::Instant;
 
 use super::{Batch, Source};
@@ -17,18 +17,8 @@ use crate::control::objects::{Change, Id, Kind, Mesh};
 
 use feed::{Feed, News, Signal};
 
-/// To connect to the API server.
-const CONNECT_LIMIT: Duration = Duration::from_secs(3);
-
-/// A watch is asked for again after this long; one that stays silent longer is broken.
-const WATCH_PERIOD: Duration = Duration::from_secs(60);
-const SILENCE_LIMIT: Duration = Duration::from_secs(75);
-
-/// To send a request.
-const WRITE_LIMIT: Duration = Duration::from_secs(10);
-
-/// Until everything has been read for the first time.
-const START_LIMIT: Duration = Duration::from_secs(60);
+/// Until everything has been read for the first time, or it is said what is not.
+const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// What has come meanwhile is taken along, but not without end.
 const MAX_SIGNALS: usize = 1000;
@@ -39,9 +29,7 @@ const MAX_WRONG: usize = 100;
 /// All kinds of objects of a cluster that matter, watched.
 pub struct KubernetesSource {
     mesh: Mesh,
-    address: String,
     feeds: SelectAll<BoxStream<'static, (Kind, Signal)>>,
-    started: Instant,
     /// Kinds that have not been read yet.
     unread: BTreeSet<Kind>,
     /// Not given out yet.
@@ -55,27 +43,11 @@ pub struct KubernetesSource {
 }
 
 impl KubernetesSource {
-    /// Finds out where the API server is and begins to watch.
-    ///
-    /// # Errors
-    /// KUBERNETES_API: there is no configuration, or it is unusable.
-    pub async fn connect(mesh: Mesh) -> Result<Self> {
-        let fault = |error: &dyn std::fmt::Display| Error::new(&code::KUBERNETES_API, error.to_string());
-        let mut config = Config::infer().await.map_err(|error| fault(&error))?;
-        config.connect_timeout = Some(CONNECT_LIMIT);
-        config.read_timeout = Some(SILENCE_LIMIT);
-        config.write_timeout = Some(WRITE_LIMIT);
-        let address = config.cluster_url.to_string();
-        let client = Client::try_from(config).map_err(|error| fault(&error))?;
-        Ok(Self::new(mesh, client, address))
-    }
-
-    fn new(mesh: Mesh, client: Client, address: String) -> Self {
+    /// Begins to watch.
+    pub fn new(mesh: Mesh, client: Client) -> Self {
         let mut source = Self {
             mesh,
-            address,
             feeds: SelectAll::new(),
-            started: Instant::now(),
             unread: BTreeSet::new(),
             changes: Vec::new(),
             rejected: Vec::new(),
@@ -139,7 +111,6 @@ impl KubernetesSource {
 
     fn batch(&mut self) -> Batch {
         self.is_news = false;
-        let faults: Vec<String> = self.faults.iter().map(|(kind, reason)| format!("{kind}: {reason}")).collect();
         Batch {
             mesh: self.mesh.clone(),
             changes: std::mem::take(&mut self.changes),
@@ -147,8 +118,13 @@ impl KubernetesSource {
             kept: Vec::new(),
             refused: Vec::new(),
             wrong: self.wrong.values().take(MAX_WRONG).cloned().collect(),
-            fault: (!faults.is_empty()).then(|| faults.join("; ")),
+            fault: self.fault(),
         }
+    }
+
+    fn fault(&self) -> Option<String> {
+        let faults: Vec<String> = self.faults.iter().map(|(kind, reason)| format!("{kind}: {reason}")).collect();
+        (!faults.is_empty()).then(|| faults.join("; "))
     }
 
     async fn signals(&mut self) {
@@ -163,12 +139,13 @@ impl KubernetesSource {
 
 impl Source for KubernetesSource {
     async fn next(&mut self) -> Result<Batch> {
+        let limit = Instant::now() + START_LIMIT;
         while !self.unread.is_empty() {
-            if tokio::time::timeout_at(self.started + START_LIMIT, self.signals()).await.is_err() {
+            if tokio::time::timeout_at(limit, self.signals()).await.is_err() {
                 let unread: Vec<String> = self.unread.iter().map(ToString::to_string).collect();
-                let faults = self.batch().fault.unwrap_or_else(|| "no answer".to_owned());
+                let faults = self.fault().unwrap_or_else(|| "no answer".to_owned());
                 let text = format!("{} not read within {START_LIMIT:?}: {faults}", unread.join(", "));
-                return Err(Error::new(&code::KUBERNETES_API, text));
+                return Err(Error::new(&code::API_UNAVAILABLE, text));
             }
         }
         while self.changes.is_empty() && !self.is_news {
@@ -178,6 +155,6 @@ impl Source for KubernetesSource {
     }
 
     fn name(&self) -> String {
-        format!("kubernetes {}", self.address)
+        "kubernetes".to_owned()
     }
 }

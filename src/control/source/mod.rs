@@ -3,15 +3,18 @@
 mod file;
 mod kubernetes;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
+use kube::Client;
+
+use super::index::{Index, Indexer};
 use super::objects::{Change, Mesh};
-use crate::base::{Error, Result, Str, code};
+use crate::base::{Error, Result, code};
+use crate::config::meshfile::MeshFile;
 
 pub use file::FileSource;
-#[cfg(test)]
-pub(crate) use file::objects_of;
 pub use kubernetes::KubernetesSource;
 
 /// Gives one change of the mesh after the other.
@@ -20,8 +23,8 @@ pub trait Source: Send {
     /// without losing one.
     ///
     /// # Errors
-    /// SOURCE_BROKEN: there is something new, but it cannot be used; the state before stays in force. KUBERNETES_API:
-    /// not everything could be read for the first time.
+    /// SOURCE_BROKEN: there is something new, but it cannot be used; the state before stays in force. API_UNAVAILABLE:
+    /// not everything could be read for the first time; the next call goes on.
     fn next(&mut self) -> impl Future<Output = Result<Batch>> + Send;
 
     /// What the log calls it.
@@ -68,18 +71,12 @@ impl FromStr for Location {
     }
 }
 
-/// Opens the source there. Policies of `root_namespace` are for all namespaces; a mesh file says so itself.
-///
-/// # Errors
-/// BAD_FILE: the path is none of a file. KUBERNETES_API: there is no usable configuration for the API server.
-pub async fn open(location: &Location, root_namespace: &str) -> Result<AnySource> {
-    match location {
-        Location::File(path) => Ok(AnySource::File(FileSource::new(path.clone())?)),
-        Location::Kubernetes => {
-            let mesh = Mesh { trust_domain: DEFAULT_TRUST_DOMAIN.into(), root_namespace: Str::from(root_namespace) };
-            Ok(AnySource::Kubernetes(Box::new(KubernetesSource::connect(mesh).await?)))
-        }
-    }
+/// The index of a mesh file as it is.
+pub fn index_of(file: &MeshFile) -> Arc<Index> {
+    let (mesh, changes) = file::objects_of(file);
+    let mut indexer = Indexer::default();
+    indexer.apply(&mesh, changes);
+    indexer.publish()
 }
 
 /// The trust domain of a cluster.
@@ -91,6 +88,22 @@ pub enum AnySource {
     File(FileSource),
     /// See [`Location::Kubernetes`].
     Kubernetes(Box<KubernetesSource>),
+}
+
+impl AnySource {
+    /// The mesh file of that path.
+    ///
+    /// # Errors
+    /// BAD_FILE: the path is none of a file.
+    pub fn file(path: &Path) -> Result<Self> {
+        FileSource::new(path.to_owned()).map(AnySource::File)
+    }
+
+    /// The objects of a cluster. Policies of `root_namespace` are for all namespaces.
+    pub fn kubernetes(client: Client, root_namespace: &str) -> Self {
+        let mesh = Mesh { trust_domain: DEFAULT_TRUST_DOMAIN.into(), root_namespace: root_namespace.into() };
+        AnySource::Kubernetes(Box::new(KubernetesSource::new(mesh, client)))
+    }
 }
 
 impl Source for AnySource {

@@ -16,7 +16,7 @@ use crate::wire::authorization::{self as wire, Action, Address, Authorization, C
 use crate::wire::workload::AppProtocol;
 
 /// All of a file.
-pub(crate) fn of(file: &MeshFile) -> (Mesh, Vec<Change>) {
+pub(in super::super) fn of(file: &MeshFile) -> (Mesh, Vec<Change>) {
     // Policies say themselves that they are for all namespaces.
     let mesh = Mesh { trust_domain: file.trust_domain().into(), root_namespace: Str::default() };
     let pods = file.pods.iter().map(|pod| Object::Pod(Arc::new(self::pod(pod))));

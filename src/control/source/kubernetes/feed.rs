@@ -7,9 +7,12 @@ use futures::{Stream, StreamExt};
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
 
-use super::WATCH_PERIOD;
+use crate::control::api;
 use crate::control::kubernetes::Watched;
 use crate::control::objects::{Change, Id, Mesh};
+
+/// A watch is asked for again after this long, seconds. One that is silent for longer is broken.
+const WATCH_PERIOD: u32 = 60;
 
 /// Objects in one answer when all are listed.
 const PAGE: u32 = 250;
@@ -61,8 +64,7 @@ pub(super) struct Feed<W: Watched> {
 
 impl<W: Watched> Feed<W> {
     pub(super) fn new(client: Client, mesh: Mesh) -> Self {
-        let period = u32::try_from(WATCH_PERIOD.as_secs()).unwrap_or(u32::MAX);
-        let config = watcher::Config::default().timeout(period).page_size(PAGE);
+        let config = watcher::Config::default().timeout(WATCH_PERIOD).page_size(PAGE);
         let events = watcher::watcher(Api::<W>::all(client.clone()), config).boxed();
         Self { client, mesh, events, listed: Vec::new(), pause: None, failures: 0, is_absent: false }
     }
@@ -112,7 +114,7 @@ impl<W: Watched> Feed<W> {
                     tracing::debug!(kind = %W::KIND, %error, failures = self.failures, "watching");
                     // Servers close watches as they like; what fails again at once is a fault.
                     if self.failures > 1 {
-                        return Signal::Failed(chain(&error));
+                        return Signal::Failed(api::watch_failed("watching", error).to_string());
                     }
                 }
                 // The library's stream never ends.
@@ -169,19 +171,4 @@ fn is_absent(error: &watcher::Error) -> bool {
         }
         _ => false,
     }
-}
-
-/// The error with its causes: the outermost alone seldom says what to do.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let inner = error.to_string();
-        if !text.contains(&inner) {
-            text.push_str(": ");
-            text.push_str(&inner);
-        }
-        cause = error.source();
-    }
-    text
 }
