@@ -14,7 +14,7 @@ use super::health::Stage;
 use super::index::Index;
 use super::metrics::Metrics;
 use super::publish::Publisher;
-use super::server::{Cluster, Settings};
+use super::server::Settings;
 use super::source::{self, AnySource, Location, Snapshot, Source};
 use super::tokens::Tokens;
 use crate::base::{Result, code, drain};
@@ -38,8 +38,17 @@ pub(super) struct Foundation {
 }
 
 enum Ground {
-    Directory { tokens: Arc<Tokens>, _authority: watch::Sender<Arc<Authority>> },
-    Cluster { cluster: Cluster, keeper: Box<Keeper>, authority: watch::Sender<Arc<Authority>>, trouble: Trouble, publisher: Publisher },
+    Directory(Arc<Tokens>),
+    Cluster(Box<Upkeep>),
+}
+
+/// What has to be done all the time in a cluster.
+struct Upkeep {
+    namespace: String,
+    keeper: Keeper,
+    authority: watch::Sender<Arc<Authority>>,
+    trouble: Trouble,
+    publisher: Publisher,
 }
 
 impl Foundation {
@@ -63,9 +72,10 @@ impl Foundation {
         let first = source.next().await?;
         let authority = Arc::new(Authority::open(&settings.state_dir.join("ca"), first.mesh.trust_domain())?);
         let tokens = Arc::new(Tokens::open(&settings.state_dir.join("tokens"))?);
-        let (sender, authority) = watch::channel(authority);
+        // It stays what it is: nothing is sent.
+        let (_, authority) = watch::channel(authority);
         let callers = Arc::new(Authenticator::files(Arc::clone(&tokens), index.clone()));
-        Ok((Self { authority, callers, ground: Ground::Directory { tokens, _authority: sender } }, source, first))
+        Ok((Self { authority, callers, ground: Ground::Directory(tokens) }, source, first))
     }
 
     async fn on_cluster(
@@ -83,8 +93,8 @@ impl Foundation {
         let (sender, authority) = watch::channel(Arc::new(authority));
         let callers = Arc::new(Authenticator::cluster(client.clone(), cluster.proxies.clone(), index.clone()));
         let publisher = Publisher::new(client, authority.clone(), report.metrics);
-        let ground = Ground::Cluster { cluster, keeper: Box::new(keeper), authority: sender, trouble: report.trouble, publisher };
-        Ok((Self { authority, callers, ground }, source, first))
+        let upkeep = Upkeep { namespace: cluster.namespace, keeper, authority: sender, trouble: report.trouble, publisher };
+        Ok((Self { authority, callers, ground: Ground::Cluster(Box::new(upkeep)) }, source, first))
     }
 
     /// The authority in force.
@@ -100,37 +110,28 @@ impl Foundation {
     /// Tokens that have to be made for the nodes of the source.
     pub(super) fn tokens(&self) -> Option<Arc<Tokens>> {
         match &self.ground {
-            Ground::Directory { tokens, .. } => Some(Arc::clone(tokens)),
-            Ground::Cluster { .. } => None,
+            Ground::Directory(tokens) => Some(Arc::clone(tokens)),
+            Ground::Cluster(_) => None,
         }
     }
 
     /// Names under which it is reached.
     pub(super) fn names(&self) -> Vec<String> {
         match &self.ground {
-            Ground::Directory { .. } => Vec::new(),
-            Ground::Cluster { cluster, .. } => {
-                let name = format!("warren-control.{}", cluster.namespace);
+            Ground::Directory(_) => Vec::new(),
+            Ground::Cluster(upkeep) => {
+                let name = format!("warren-control.{}", upkeep.namespace);
                 vec![format!("{name}.svc"), format!("{name}.svc.cluster.local"), name]
             }
         }
     }
 
-    /// Starts what keeps it current; returns what must not be dropped before the end.
+    /// Starts what keeps it current.
     pub(super) fn keep(self, tasks: &mut JoinSet<()>, drain: &drain::Watch) {
-        match self.ground {
-            Ground::Directory { tokens: _, _authority } => {
-                let mut drain = drain.clone();
-                // Whoever follows the authority takes a closed channel for the end.
-                tasks.spawn(async move {
-                    let _authority = _authority;
-                    drain.started().await;
-                });
-            }
-            Ground::Cluster { keeper, authority, trouble, publisher, .. } => {
-                tasks.spawn(keeper.follow(authority, trouble, drain.clone()));
-                tasks.spawn(publisher.run(drain.clone()));
-            }
+        if let Ground::Cluster(upkeep) = self.ground {
+            let Upkeep { keeper, authority, trouble, publisher, .. } = *upkeep;
+            tasks.spawn(keeper.follow(authority, trouble, drain.clone()));
+            tasks.spawn(publisher.run(drain.clone()));
         }
     }
 }
