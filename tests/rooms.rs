@@ -10,7 +10,7 @@ const TIERS: &[&[&str]] = &[
     &["base", "wire"],
     &["telemetry"],
     &["net"],
-    &["config", "tls", "identity", "zds"],
+    &["config", "tls", "identity", "zds", "cni"],
     &["hbone", "mesh"],
     &["policy", "xds"],
     &["proxy", "agent", "control"],

@@ -2,7 +2,7 @@
 //!
 //! This table is the only place: the access log, the admin API, `warren explain` and `docs/errors.md` are made from it.
 //! W0 start and settings · W1 outbound · W2 inbound · W3 identity, certificates, TLS · W4 xDS · W5 ZDS · W6 redirection ·
-//! W7 control plane · W8 demo.
+//! W7 control plane · W8 demo · W9 CNI.
 
 use std::fmt;
 
@@ -75,6 +75,7 @@ codes! {
     BAD_FILE "W0005" Configuration false "-" "a file could not be read or understood" "The text names the file and, if it could be read, line and column. What was in force stays in force.";
     NOT_READY "W0006" ControlPlane true "-" "not ready yet" "The readiness endpoint lists what is waited for.";
     DRAINED "W0007" Node true "CONNECT" "closed because this proxy is shutting down" "Expected during an upgrade. Raise the termination grace period if connections need longer.";
+    UNINSTALL "W0010" Node true "-" "Warren could not be taken out of the cluster" "The text names what is left. Mend or remove the node and uninstall again, or go on without waiting: `helm uninstall --no-hooks`, and `warren purge` on the node.";
 
     CONNECT_TIMEOUT "W1001" Destination true "CONNECT" "no answer to a TCP connect" "The address is silent: the pod is gone, its node is down, or a NetworkPolicy drops the packets.";
     DESTINATION_REFUSED "W1002" Destination true "CONNECT" "the destination refused the connection" "Nothing listens on that port. Check the application and the Service's targetPort.";
@@ -130,6 +131,8 @@ codes! {
     NETNS_GONE "W6001" Node true "-" "a pod's network namespace cannot be opened" "The pod is gone, or the path is not visible to the agent.";
     REDIRECT_FAILED "W6002" Node true "-" "redirection could not be programmed" "The kernel's answer is in the text; nothing was changed. Check that nf_tables and nf_nat are available.";
     ROUTE_FAILED "W6003" Node true "-" "policy routing could not be programmed" "The kernel's answer is in the text.";
+    NOT_CAPTURED "W6004" Node true "-" "a pod could not be brought into the mesh" "The text says what it waits for. The pod does not start before it is captured; it is tried again by itself.";
+    PROBER_UNKNOWN "W6010" Node true "-" "the kubelet cannot be found" "Its probes of enrolled pods cannot be told from other traffic: where policy is strict they are refused. The agent has to see the node's processes (--host-proc) and needs CAP_SYS_PTRACE.";
 
     SOURCE_BROKEN "W7001" Configuration false "-" "the mesh source is broken" "The text says what and where. What was in force stays in force; at the start nothing is: the control plane ends, the agent waits for a usable file.";
     CSR_INVALID "W7002" Peer false "-" "a certificate request is unusable" "The request must be PKCS#10 with a valid signature and an accepted key.";
@@ -144,6 +147,11 @@ codes! {
     DEMO_UNSUPPORTED "W8001" Node false "-" "this machine does not allow the demo" "Run it as root, or allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1 and, on Ubuntu, kernel.apparmor_restrict_unprivileged_userns=0).";
     DEMO_CLAIM "W8002" Warren false "-" "a claim of the demo does not hold" "The text names the claim and what was seen.";
     DEMO_CHILD "W8003" Warren true "-" "a process of the demo ended" "Its last log lines are in the text.";
+
+    CNI_AGENT_AWAY "W9001" Node true "-" "a new pod may be in the mesh, and the node agent does not answer" "The pod is not started, so that nothing it sends goes in clear; the kubelet tries again. See why the agent of this node does not run: kubectl get pods -A -o wide -l app=warren-agent. docs/operating.md says how to take Warren off a node.";
+    CNI_NOT_ENROLLED "W9002" Node true "-" "a new pod could not be brought into the mesh" "The pod is not started, so that nothing it sends goes in clear; the kubelet tries again. The reason is in the text, and in the log of this node's agent.";
+    CNI_CALL "W9003" Node false "-" "a call of the CNI plugin cannot be understood" "The text says what is wrong. Check the configuration in the CNI directory of the node, and that the container runtime speaks CNI 0.3.0 to 1.1.0.";
+    CNI_INSTALL "W9004" Node true "-" "the CNI plugin is not in place" "Until it is, new pods of this node start before they are captured. The text says what is missing; it is tried again by itself.";
 }
 
 /// The entry with that id, in any case.

@@ -14,12 +14,15 @@ use crate::telemetry::log;
 use shutdown::Signals;
 
 pub mod agent;
+mod cni;
 pub mod control;
 pub mod demo;
 mod explain;
 mod proxy;
+mod purge;
 mod settings;
 mod shutdown;
+mod uninstall;
 
 /// Encrypts and authenticates every TCP connection between Kubernetes pods, without touching the pods.
 #[derive(Debug, Parser)]
@@ -37,12 +40,19 @@ enum Role {
     Agent(agent::Args),
     /// Control plane: tells proxies about the mesh and signs their certificates.
     Control(control::Args),
+    /// CNI plugin: has the agent bring a new pod into the mesh before it starts. Called by the container runtime.
+    Cni,
     /// Shows the mesh at work: two nodes and their pods on this machine, in namespaces that vanish afterwards.
     Demo(demo::Args),
     /// Says what an error code means and what to do about it.
     Explain(explain::Arguments),
     /// Prints the settings of `warren proxy` as a Markdown page.
     Settings,
+    /// Takes Warren off this node: rules, CNI plugin. Asks nobody; the agent must have ended.
+    Purge(purge::Args),
+    /// Takes Warren out of a cluster in order. The chart runs it at `helm uninstall`.
+    #[command(hide = true)]
+    Uninstall(uninstall::Args),
     /// Runs a command in namespaces of its own. For the project's tests.
     #[command(hide = true)]
     Sandbox(demo::SandboxArgs),
@@ -53,6 +63,9 @@ enum Role {
 
 /// Parses the command line and runs the role. Exit status: 0 done, 1 failed, 2 wrong usage.
 pub fn main() -> ExitCode {
+    if cni::is_called() {
+        return cni::run();
+    }
     let status = sandbox::die_with_parent().and_then(|()| run(Arguments::parse().role));
     match status {
         Ok(status) => status,
@@ -69,12 +82,15 @@ fn run(role: Role) -> Result<ExitCode> {
         Role::Proxy(arguments) => proxy::run(arguments),
         Role::Agent(arguments) => until_signal(|drain| agent::run(arguments, drain)),
         Role::Control(arguments) => until_signal(|drain| control::run(arguments, drain)),
+        Role::Cni => Ok(cni::run()),
         // These make namespaces, which the kernel allows only to a process with one thread.
         Role::Demo(arguments) => demo::run(arguments),
         Role::Sandbox(arguments) => demo::sandbox(&arguments),
         Role::DemoPod(arguments) => demo::pod(arguments),
         Role::Explain(arguments) => explain::run(&arguments),
         Role::Settings => settings::run(),
+        Role::Purge(arguments) => until_signal(|_| purge::run(arguments)),
+        Role::Uninstall(arguments) => until_signal(|_| uninstall::run(arguments)),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Unix sockets that carry whole messages and, beside them, one file descriptor: the transport of ZDS.
+//! Unix sockets that carry whole messages and, beside them, one file descriptor: the transport of ZDS and of the CNI plugin.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -13,7 +13,7 @@ use nix::sys::socket::{
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// The longest message in either direction; both ends of ZDS read into a buffer of this size.
+/// The longest message in either direction; both ends read into a buffer of this size.
 pub const MAX_MESSAGE: usize = 1024;
 
 /// Room for as many descriptors as the kernel lets one message carry (SCM_MAX_FD). With less, the kernel could cut the
@@ -21,7 +21,7 @@ pub const MAX_MESSAGE: usize = 1024;
 const CONTROL_SPACE: usize = nix::sys::socket::cmsg_space::<[i32; 253]>();
 
 /// Connections that wait to be accepted.
-const BACKLOG: i32 = 16;
+const BACKLOG: i32 = 128;
 
 /// A connected socket.
 #[derive(Debug)]
@@ -85,6 +85,14 @@ impl Connection {
                 if sent == data.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
             })
             .await
+    }
+
+    /// The user that the process at the other end ran as when it connected (or listened).
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn peer_uid(&self) -> io::Result<u32> {
+        Ok(getsockopt(&self.fd, sockopt::PeerCredentials)?.uid())
     }
 
     /// Receives one message; `None` when the peer has closed. Safe to cancel: no message is lost.

@@ -13,7 +13,8 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 use warren::base::addr::NextHop;
 use warren::config::meshfile::MeshFile;
-use warren::control::index::{Index, Type};
+use warren::control::index::Type;
+use warren::control::source;
 use warren::demo::story::mesh::Mesh;
 use warren::net::socket::SocketFactory;
 use warren::wire::discovery::aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer};
@@ -22,7 +23,7 @@ use warren::wire::workload::{Address, Workload, address};
 use warren::wire::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 
 use crate::common::sandboxed_async;
-use crate::tools::{LIMIT, dump, metric, metrics, prepared, wait_for_tunnel};
+use crate::tools::{LIMIT, dump, metric, metrics, prepared, soon, wait_for_tunnel};
 
 #[test]
 fn unusable_resources_are_named_in_the_answer_and_the_others_apply() {
@@ -44,9 +45,9 @@ fn unusable_resources_are_named_in_the_answer_and_the_others_apply() {
         let mut first = vec![stream.request().await.type_url, stream.request().await.type_url];
         first.sort();
         assert_eq!(first, [AUTHORIZATION_TYPE, ADDRESS_TYPE]);
-        let index = Index::build(&file, &Index::default());
+        let index = source::index_of(&file);
         let mut resources: Vec<Resource> =
-            index.resources(Type::Address).values().map(|good| resource(&good.name, ADDRESS_TYPE, good.body.to_vec())).collect();
+            index.resources(Type::Address).iter().map(|good| resource(&good.name, ADDRESS_TYPE, good.body.to_vec())).collect();
         let good = resources.len();
         resources.push(resource("garbage", ADDRESS_TYPE, vec![0xff; 9]));
         resources.insert(0, resource("odd-address", ADDRESS_TYPE, odd_address()));
@@ -69,8 +70,10 @@ fn unusable_resources_are_named_in_the_answer_and_the_others_apply() {
             assert_eq!(count("workloads") + count("services"), good, "{dump}");
             let page = metrics(&mesh, 1);
             assert_eq!(metric(&page, "warren_xds_rejected_resources_total", &[ADDRESS_TYPE]), 3.0, "{page}");
-            let output = mesh.child("proxy-node1").unwrap().output();
-            assert!(output.lines().any(|line| line.contains("W4003") && line.contains("garbage")), "{output}");
+            soon(&mut mesh, "the log names what is rejected", |mesh| {
+                let output = mesh.child("proxy-node1").unwrap().output();
+                output.lines().any(|line| line.contains("W4003") && line.contains("garbage")).then_some(())
+            });
             mesh
         });
         drop(mesh.await.expect("the story goes on"));
