@@ -20,6 +20,7 @@ mod explain;
 mod proxy;
 mod settings;
 mod shutdown;
+mod supervise;
 
 /// Encrypts and authenticates every TCP connection between Kubernetes pods, without touching the pods.
 #[derive(Debug, Parser)]
