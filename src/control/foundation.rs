@@ -14,6 +14,7 @@ use super::ca::secret::{Keeper, Trouble};
 use super::health::Stage;
 use super::index::Index;
 use super::metrics::Metrics;
+use super::objects::Mesh;
 use super::publish::Publisher;
 use super::server::Settings;
 use super::source::{AnySource, Batch, Location, Source};
@@ -82,10 +83,10 @@ impl Foundation {
     async fn on_cluster(settings: &Settings, index: &watch::Receiver<Arc<Index>>, report: Report<'_>) -> Result<(Self, AnySource, Batch)> {
         let cluster = settings.cluster.clone();
         let client = api::connect().await?;
-        let mut source = AnySource::kubernetes(client.clone(), &cluster.namespace);
+        let mesh = Mesh { trust_domain: (&*cluster.trust_domain).into(), root_namespace: (&*cluster.namespace).into() };
+        let mut source = AnySource::kubernetes(client.clone(), mesh);
         let first = patiently(&mut source, report.stage, async |source| source.next().await).await?;
-        let trust_domain = &*first.mesh.trust_domain;
-        let open = async |client: &mut kube::Client| Keeper::open(client.clone(), &cluster.namespace, trust_domain).await;
+        let open = async |client: &mut kube::Client| Keeper::open(client.clone(), &cluster.namespace, &cluster.trust_domain).await;
         let (keeper, authority) = patiently(&mut client.clone(), report.stage, open).await?;
         let (sender, authority) = watch::channel(Arc::new(authority));
         let callers = Arc::new(Authenticator::cluster(client.clone(), cluster.proxies.clone(), index.clone()));
@@ -148,5 +149,28 @@ async fn patiently<S, T>(state: &mut S, stage: &watch::Sender<Stage>, attempt: i
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Error;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_may_come_is_waited_for_and_what_is_wrong_with_the_settings_is_not() {
+        let (stage, stages) = watch::channel(Stage::Serving);
+        let mut attempts = 0;
+        let begun = tokio::time::Instant::now();
+        let third = patiently(&mut attempts, &stage, async |attempts| {
+            *attempts += 1;
+            if *attempts < 8 { Err(Error::new(&code::API_REFUSED, format!("attempt {attempts}"))) } else { Ok(*attempts) }
+        });
+        assert_eq!(third.await.unwrap(), 8);
+        assert_eq!(*stages.borrow(), Stage::Starting("attempt 7 (W7012)".to_owned()), "probes are told what is waited for");
+        assert_eq!(begun.elapsed(), Duration::from_millis(250 + 500 + 1000 + 2000 + 4000 + 8000 + 8000));
+
+        let wrong = patiently(&mut (), &stage, async |()| Err::<(), _>(Error::new(&code::BAD_SETTING, "no namespace"))).await;
+        assert_eq!(wrong.unwrap_err().code(), &code::BAD_SETTING);
     }
 }

@@ -79,9 +79,6 @@ pub fn index_of(file: &MeshFile) -> Arc<Index> {
     indexer.publish()
 }
 
-/// The trust domain of a cluster.
-const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
-
 /// One of the sources.
 pub enum AnySource {
     /// See [`Location::File`].
@@ -99,9 +96,8 @@ impl AnySource {
         FileSource::new(path.to_owned()).map(AnySource::File)
     }
 
-    /// The objects of a cluster. Policies of `root_namespace` are for all namespaces.
-    pub fn kubernetes(client: Client, root_namespace: &str) -> Self {
-        let mesh = Mesh { trust_domain: DEFAULT_TRUST_DOMAIN.into(), root_namespace: root_namespace.into() };
+    /// The objects of a cluster.
+    pub fn kubernetes(client: Client, mesh: Mesh) -> Self {
         AnySource::Kubernetes(Box::new(KubernetesSource::new(mesh, client)))
     }
 }
