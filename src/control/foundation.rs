@@ -17,6 +17,7 @@ use super::metrics::Metrics;
 use super::publish::Publisher;
 use super::server::{Cluster, Settings};
 use super::source::{AnySource, Batch, Location, Source};
+use super::status::Writer;
 use super::tokens::Tokens;
 use crate::base::{Result, code, drain};
 
@@ -40,7 +41,7 @@ pub(super) struct Foundation {
 
 enum Ground {
     Directory { tokens: Arc<Tokens>, _authority: watch::Sender<Arc<Authority>> },
-    Cluster { cluster: Cluster, keeper: Box<Keeper>, authority: watch::Sender<Arc<Authority>>, trouble: Trouble, publisher: Publisher },
+    Cluster { cluster: Cluster, keeper: Box<Keeper>, authority: watch::Sender<Arc<Authority>>, trouble: Trouble, publisher: Publisher, status: Writer },
 }
 
 impl Foundation {
@@ -72,7 +73,8 @@ impl Foundation {
     async fn on_cluster(settings: &Settings, index: &watch::Receiver<Arc<Index>>, report: Report<'_>) -> Result<(Self, AnySource, Batch)> {
         let cluster = settings.cluster.clone();
         let client = api::connect().await?;
-        let mut source = AnySource::kubernetes(client.clone(), &cluster.namespace);
+        let status = Writer::new(client.clone(), &cluster.namespace);
+        let mut source = AnySource::kubernetes(&client, &cluster.namespace, &status.wishes());
         let first = patiently(&mut source, report.stage, async |source| source.next().await).await?;
         let trust_domain = &*first.mesh.trust_domain;
         let open = async |client: &mut kube::Client| Keeper::open(client.clone(), &cluster.namespace, trust_domain).await;
@@ -80,7 +82,7 @@ impl Foundation {
         let (sender, authority) = watch::channel(Arc::new(authority));
         let callers = Arc::new(Authenticator::cluster(client.clone(), cluster.proxies.clone(), index.clone()));
         let publisher = Publisher::new(client, authority.clone(), report.metrics);
-        let ground = Ground::Cluster { cluster, keeper: Box::new(keeper), authority: sender, trouble: report.trouble, publisher };
+        let ground = Ground::Cluster { cluster, keeper: Box::new(keeper), authority: sender, trouble: report.trouble, publisher, status };
         Ok((Self { authority, callers, ground }, source, first))
     }
 
@@ -124,9 +126,10 @@ impl Foundation {
                     drain.started().await;
                 });
             }
-            Ground::Cluster { keeper, authority, trouble, publisher, .. } => {
+            Ground::Cluster { keeper, authority, trouble, publisher, status, .. } => {
                 tasks.spawn(keeper.follow(authority, trouble, drain.clone()));
                 tasks.spawn(publisher.run(drain.clone()));
+                tasks.spawn(status.run(drain.clone()));
             }
         }
     }

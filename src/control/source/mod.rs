@@ -11,6 +11,7 @@ use kube::Client;
 
 use super::index::{Index, Indexer};
 use super::objects::{Change, Mesh};
+use super::status::Wishes;
 use crate::base::{Error, Result, code};
 use crate::config::meshfile::MeshFile;
 
@@ -100,9 +101,9 @@ impl AnySource {
     }
 
     /// The objects of a cluster. Policies of `root_namespace` are for all namespaces.
-    pub fn kubernetes(client: Client, root_namespace: &str) -> Self {
+    pub(super) fn kubernetes(client: &Client, root_namespace: &str, wishes: &Wishes) -> Self {
         let mesh = Mesh { trust_domain: DEFAULT_TRUST_DOMAIN.into(), root_namespace: root_namespace.into() };
-        AnySource::Kubernetes(Box::new(KubernetesSource::new(mesh, client)))
+        AnySource::Kubernetes(Box::new(KubernetesSource::new(mesh, client, wishes)))
     }
 }
 
