@@ -181,7 +181,7 @@ mod tests {
         assert!(null.ips().is_err());
         let nonsense = Config::parse(br#"{"prevResult":{"ips":[{"address":"here"}]}}"#).expect("understood");
         assert!(nonsense.ips().is_err());
-        for broken in [&b""[..], b"{", b"[]", b"{\"cniVersion\":1}", &[0xff]] {
+        for broken in [&b""[..], b"{", b"[1]", b"{\"cniVersion\":1}", &[0xff]] {
             assert!(Config::parse(broken).is_err(), "{}", String::from_utf8_lossy(broken));
         }
     }

@@ -21,7 +21,7 @@ pub const MAX_MESSAGE: usize = 1024;
 const CONTROL_SPACE: usize = nix::sys::socket::cmsg_space::<[i32; 253]>();
 
 /// Connections that wait to be accepted.
-const BACKLOG: i32 = 16;
+const BACKLOG: i32 = 128;
 
 /// A connected socket.
 #[derive(Debug)]

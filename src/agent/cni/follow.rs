@@ -48,20 +48,16 @@ pub(super) async fn keep_installed(mut installer: Installer, report: Report, mut
         }
         let mut pause = Duration::ZERO;
         match outcome {
-            Ok(done) => {
+            Ok(changed) => {
                 report.readiness.ready("cni");
-                for what in &done {
-                    tracing::info!("CNI plugin: {what}");
-                }
-                if !done.is_empty() {
-                    pause = match last.replace((Instant::now(), PAUSE.0)) {
-                        None => PAUSE.0,
-                        Some((before, used)) => {
-                            report.metrics.repairs.inc();
-                            if before.elapsed() < PEACE { (used * 2).min(PAUSE.1) } else { PAUSE.0 }
-                        }
+                if changed {
+                    pause = match last {
+                        Some((before, used)) if before.elapsed() < PEACE => (used * 2).min(PAUSE.1),
+                        _ => PAUSE.0,
                     };
-                    last = Some((Instant::now(), pause));
+                    if last.replace((Instant::now(), pause)).is_some() {
+                        report.metrics.repairs.inc();
+                    }
                 }
             }
             Err(error) => report.readiness.waits("cni", error.to_string()),
@@ -143,4 +139,71 @@ fn follow(directory: &Path, stirred: &Arc<Notify>) -> Option<RecommendedWatcher>
 fn is_written(event: &Event) -> bool {
     use notify::event::{AccessKind, AccessMode};
     event.kind == EventKind::Access(AccessKind::Close(AccessMode::Write))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::Settings;
+    use super::*;
+    use crate::base::drain;
+    use crate::cni::outside::Outside;
+
+    const LIST: &str = r#"{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"bridge"}]}"#;
+
+    async fn until(what: &str, holds: impl Fn() -> bool) {
+        let wait = async {
+            while !holds() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(POLL * 3, wait).await.unwrap_or_else(|_| panic!("{what}"));
+    }
+
+    #[tokio::test]
+    async fn the_entry_comes_back_whenever_another_writes_its_file() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let (list, program) = (directory.path().join("10.conflist"), directory.path().join("program"));
+        fs::write(&program, "program").expect("program");
+        let at = || directory.path().to_owned();
+        let settings = Settings { program, ..Settings::new(at().join("cni.sock"), at(), at(), Vec::new()) };
+        let installer = Installer::new(settings.clone(), settings.entry().expect("an entry"));
+        let (trigger, watch) = drain::new();
+        let report = Report::default();
+        let keeper = tokio::spawn(keep_installed(installer, report.clone(), watch));
+        until("it waits for a configuration", || !report.readiness.pending().is_empty()).await;
+        for round in 0..4 {
+            // In place and in two steps, as careless writers do.
+            fs::write(&list, &LIST[..20]).expect("write");
+            tokio::task::yield_now().await;
+            fs::write(&list, LIST).expect("write");
+            let started = Instant::now();
+            until("the entry is there", || fs::read_to_string(&list).is_ok_and(|text| text.contains("warren"))).await;
+            assert!(started.elapsed() < POLL, "by an event, not by the poll");
+            until("it is ready", || report.readiness.pending().is_empty()).await;
+            until("it is counted", || report.metrics.repairs.get() >= round).await;
+        }
+        assert!(trigger.drain(Duration::from_secs(5)).await, "the drain ends it");
+        keeper.await.expect("ends by itself");
+    }
+
+    #[tokio::test]
+    async fn namespaces_are_written_down_and_one_that_joins_at_once() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join(outside::FILE);
+        let names = |names: &[&str]| Outside { outside: names.iter().map(|name| (*name).into()).collect() };
+        names(&["earlier"]).text().map(|text| fs::write(&path, text)).expect("short").expect("write");
+        let (sender, receiver) = watch::channel(NodeState::default());
+        let (trigger, watch) = drain::new();
+        let keeper = tokio::spawn(keep_state(directory.path().to_owned(), receiver, watch));
+        tokio::task::yield_now().await;
+        assert_eq!(Outside::read(&path).expect("kept"), names(&["earlier"]), "what is not known yet is not written");
+        for state in [names(&["a", "b"]), names(&["a"]), names(&["a", "c"]), names(&[])] {
+            sender.send(state.clone()).expect("followed");
+            until("it is written", || Outside::read(&path).is_ok_and(|read| read == state)).await;
+        }
+        assert!(trigger.drain(Duration::from_secs(5)).await, "the drain ends it");
+        keeper.await.expect("ends by itself");
+    }
 }

@@ -48,39 +48,39 @@ impl Installer {
         [&self.settings.conf_dir, &self.settings.bin_dir]
     }
 
-    /// Puts in place what is not. Returns what it has done, nothing when all was well.
+    /// Puts in place what is not. Returns whether there was anything to do.
     ///
     /// # Errors
     /// CNI_INSTALL: something is missing or cannot be changed.
-    pub(super) fn ensure(&mut self) -> Result<Vec<String>> {
-        let mut done = Vec::new();
+    pub(super) fn ensure(&mut self) -> Result<bool> {
         if !self.cleared {
             clear(&self.settings)?;
             self.cleared = true;
         }
-        self.ensure_program(&mut done)?;
-        self.ensure_entry(&mut done)?;
-        Ok(done)
+        let program = self.ensure_program()?;
+        let entry = self.ensure_entry()?;
+        Ok(program || entry)
     }
 
-    fn ensure_program(&mut self, done: &mut Vec<String>) -> Result<()> {
+    fn ensure_program(&mut self) -> Result<bool> {
         let path = self.settings.bin_dir.join(NAME);
         let now = files::fingerprint(&path);
         if now.is_some() && now == self.program {
-            return Ok(());
+            return Ok(false);
         }
         let failed = |error| broken(&path, error);
-        if now.is_none() || !files::same_content(&self.settings.program, &path).map_err(failed)? {
+        let differs = now.is_none() || !files::same_content(&self.settings.program, &path).map_err(failed)?;
+        if differs {
             let mut program = fs::File::open(&self.settings.program).map_err(|error| broken(&self.settings.program, error))?;
             files::put(&path, &mut program, 0o755).map_err(failed)?;
-            done.push(format!("{}: put in place", path.display()));
+            tracing::info!(path = %path.display(), "the CNI plugin's program is in place");
         }
         self.program = files::fingerprint(&path);
-        Ok(())
+        Ok(differs)
     }
 
     /// The runtime uses the first file by name.
-    fn ensure_entry(&self, done: &mut Vec<String>) -> Result<()> {
+    fn ensure_entry(&self) -> Result<bool> {
         let directory = &self.settings.conf_dir;
         for (path, kind) in configurations(directory)? {
             let edited = read(&path).and_then(|text| match kind {
@@ -90,19 +90,19 @@ impl Installer {
             });
             match (edited, kind) {
                 (Ok(None), _) => {}
-                (Ok(Some((_, None))), _) => return Ok(()),
+                (Ok(Some((_, None))), _) => return Ok(false),
                 (Ok(Some((text, Some(list)))), Kind::List) => {
                     if !files::replace(&path, &text, &list).map_err(|error| broken(&path, error))? {
                         let text = format!("{}: somebody else is writing it", path.display());
                         return Err(Error::new(&code::CNI_INSTALL, text));
                     }
-                    done.push(format!("{}: entry added", path.display()));
-                    return Ok(());
+                    tracing::info!(path = %path.display(), "the CNI plugin's entry is in place");
+                    return Ok(true);
                 }
                 (Ok(Some((_, Some(list)))), Kind::Single) => {
                     convert(&path, &list).map_err(|error| broken(&path, error))?;
-                    done.push(format!("{}: became a list, with the entry", path.display()));
-                    return Ok(());
+                    tracing::info!(path = %path.display(), "became a list with the CNI plugin's entry in it");
+                    return Ok(true);
                 }
                 // Some runtimes go on to the next file, others end here; a file that is being written is waited for.
                 (Err(reason), _) if is_abandoned(&path) => {
