@@ -28,7 +28,7 @@ use tonic::{Code, Request, Status, Streaming};
 use warren::base::addr::NextHop;
 use warren::base::{code, drain};
 use warren::control::source::Location;
-use warren::control::{Control, Settings};
+use warren::control::{Cluster, Control, Settings};
 use warren::identity::{Authority, GrpcAuthority, GrpcAuthoritySettings, SpiffeId};
 use warren::mesh::MeshStore;
 use warren::net::socket::SocketFactory;
@@ -80,6 +80,7 @@ impl Plane {
             state_dir: dir.path().join("state"),
             sans: vec!["control.test".to_owned()],
             health: Some(any),
+            cluster: Cluster::default(),
         };
         let control = Control::start(settings).await.unwrap();
         let (address, health) = (control.address(), control.health_address().unwrap());

@@ -3,7 +3,9 @@
 use std::future::Future;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
+use super::enrolment::Existing;
 use crate::base::{Result, Str};
 use crate::config::meshfile::{self, MeshFile};
 use crate::config::watch;
@@ -38,12 +40,30 @@ pub struct Pod {
     pub uid: Str,
     /// What it is called.
     pub info: WorkloadInfo,
+    /// Its UID for the node's container runtime, which names control groups after it. Another one for static pods.
+    pub runtime_uid: Str,
     /// Its addresses, as far as they are known.
     pub ips: Vec<IpAddr>,
-    /// Where its network namespace is found.
+    /// Where its network namespace is found, if the source says so.
     pub netns: Option<Place>,
     /// Whether it is to be in the mesh.
     pub ambient: bool,
+    /// Why, or why not.
+    pub why: &'static str,
+    /// What becomes of connections that are older than its enrolment.
+    pub existing: Existing,
+    /// Since when a container of it runs, if the source says so.
+    pub running_since: Option<SystemTime>,
+    /// An agent has said that it is captured. That may have ceased to be true.
+    pub marked: bool,
+}
+
+impl Pod {
+    /// Whether the same is wanted for both. What is only observed does not count.
+    pub fn wants_the_same(&self, other: &Self) -> bool {
+        let wanted = |pod: &Self| (pod.uid.clone(), pod.ambient, pod.existing);
+        wanted(self) == wanted(other) && self.info == other.info && self.netns == other.netns
+    }
 }
 
 /// A source of pods.
@@ -51,6 +71,15 @@ pub trait Discovery: Send {
     /// All pods of this node: the first time as soon as they are known, then whenever they have changed. May be dropped
     /// and called again without losing a change.
     fn next(&mut self) -> impl Future<Output = Vec<Pod>> + Send;
+}
+
+/// Asks about one pod that the list may not have yet.
+pub trait Lookup: Send + Sync + 'static {
+    /// The pod with that UID (if it is known), namespace and name.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be found out within `limit`.
+    fn pod(&self, uid: &str, namespace: &str, name: &str, limit: Duration) -> impl Future<Output = Result<Pod>> + Send;
 }
 
 /// Pods from a mesh file. When the file breaks, the last good state stays.
@@ -123,10 +152,15 @@ fn pods_of(mesh: &MeshFile, node: &str) -> Vec<Pod> {
     let pods = mesh.pods.iter().filter(|pod| pod.node == node);
     pods.map(|pod| Pod {
         uid: pod.effective_uid().into(),
+        runtime_uid: pod.effective_uid().into(),
         info: WorkloadInfo { name: pod.name.clone(), namespace: pod.namespace.clone(), service_account: pod.service_account.clone() },
         ips: pod.ips.clone(),
         netns: pod.netns.clone().map(Place::Path),
         ambient: pod.ambient,
+        why: if pod.ambient { "the mesh file says so" } else { "it is not ambient in the mesh file" },
+        existing: Existing::Keep,
+        running_since: None,
+        marked: false,
     })
     .collect()
 }
@@ -134,7 +168,6 @@ fn pods_of(mesh: &MeshFile, node: &str) -> Vec<Pod> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     const TWO: &str = "pods:
 - {name: a, node: here, ips: [10.0.0.1], netns: /run/a, ambient: true}
@@ -164,6 +197,6 @@ mod tests {
 
         std::fs::write(&path, TWO.replacen("ambient: true", "ambient: false", 1)).expect("write");
         let second = soon(discovery.next()).await;
-        assert_eq!(second, [Pod { ambient: false, ..first[0].clone() }]);
+        assert_eq!((second.len(), second[0].ambient, &second[0].uid), (1, false, &first[0].uid));
     }
 }

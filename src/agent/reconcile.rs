@@ -3,41 +3,49 @@
 //! Nothing is remembered that can be observed: what is in force is read from the kernel, what is served is what the
 //! proxy that is connected now has acknowledged.
 
+mod front;
 mod pod;
+mod search;
+mod settle;
+mod tracked;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
-use rand::Rng;
 use tokio::time::Instant;
 
+use super::board::Board;
 use super::discovery::{Discovery, Pod};
-use super::redirect::Redirect;
-use crate::base::Str;
+use super::find::{Finder, Found, Wanted};
+use super::redirect::{Options, Redirect};
+use super::sandbox::{Sandbox, Verdict};
 use crate::base::drain::Watch;
-use crate::zds::server::{Handle, Served};
-use pod::{Outcome, Task};
+use crate::base::{Error, Result, Str, code};
+use crate::zds::server::Handle;
+pub use front::{Calls, Front, front, no_calls};
+use front::{Command, Waiter};
+use pod::{Given, Outcome, Task, Tools};
+use search::Search;
+use tracked::Tracked;
 
 /// Between two looks at a pod that is as it must be.
 const AUDIT: Duration = Duration::from_secs(30);
 
-/// Between two attempts after a failure: doubles from the first to the last.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(15));
-
-/// How often the connections of a pod that leaves are counted.
-const DRAIN_LOOK: Duration = Duration::from_millis(250);
-
-/// Pods that are worked on at the same time.
+/// Pods that are worked on at the same time; those for which a CNI call waits, in addition.
 const WORKERS: usize = 8;
+const URGENT_WORKERS: usize = 32;
 
 /// More pods than any node runs; what is above is left alone.
 const MAX_PODS: usize = 4096;
 
 /// How long leaving all pods may take when the agent ends.
 const EXIT_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long a pod that a CNI call has named may be missing from the list.
+const LIST_LAG: Duration = Duration::from_secs(60);
 
 /// Choices of the operator.
 #[derive(Clone, Copy, Debug)]
@@ -48,11 +56,13 @@ pub struct Settings {
     pub exit_drain: Duration,
     /// Leave all pods enrolled when the agent ends: a successor takes over.
     pub keep_on_exit: bool,
+    /// What the rules are made with.
+    pub options: Options,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { drain: Duration::from_secs(30), exit_drain: Duration::from_secs(5), keep_on_exit: false }
+        Self { drain: Duration::from_secs(30), exit_drain: Duration::from_secs(5), keep_on_exit: false, options: Options::default() }
     }
 }
 
@@ -62,36 +72,46 @@ pub struct Reconciler<R> {
     redirect: Arc<R>,
     proxies: Handle,
     settings: Settings,
+    board: Arc<Board>,
     pods: BTreeMap<Str, Tracked>,
+    /// Namespaces that CNI calls have brought, also those of pods that are not in the mesh.
+    handed: BTreeMap<Str, Given>,
+    search: Search,
     /// The steps that are being taken, at most one for each pod. A pod that is stuck holds up no other.
     steps: FuturesUnordered<BoxFuture<'static, (Task, Outcome)>>,
-}
-
-/// A pod that is in the mesh, is to be, or was.
-#[derive(Debug)]
-struct Tracked {
-    task: Task,
-    /// A step is being taken.
-    busy: bool,
-    due: Instant,
-    failures: u32,
-    /// What the proxy said when it was last looked at.
-    seen: Served,
-    /// The last line about it in the log.
-    logged: String,
+    /// All pods leave.
+    ending: bool,
 }
 
 impl<R: Redirect + 'static> Reconciler<R> {
-    /// Nothing is done yet.
-    pub fn new(redirect: R, proxies: Handle, settings: Settings) -> Self {
-        Self { redirect: Arc::new(redirect), proxies, settings, pods: BTreeMap::new(), steps: FuturesUnordered::new() }
+    /// Nothing is done yet. Without `finder`, pods are where their source says they are.
+    pub fn new(redirect: R, proxies: Handle, settings: Settings, board: Arc<Board>, finder: Option<Finder>) -> Self {
+        Self {
+            redirect: Arc::new(redirect),
+            proxies,
+            settings,
+            board,
+            pods: BTreeMap::new(),
+            handed: BTreeMap::new(),
+            search: Search::new(finder),
+            steps: FuturesUnordered::new(),
+            ending: false,
+        }
     }
 
-    /// Takes the first list of pods. After that the set of pods for proxies is complete, and they may connect.
-    pub fn begin(&mut self, pods: Vec<Pod>) {
-        // Pods that are not to be in the mesh are looked at once: an earlier agent may have enrolled them.
+    /// Takes the first list of pods, and `found`, where they were found. After that the set of pods for proxies is
+    /// complete, and they may connect.
+    pub fn begin(&mut self, pods: Vec<Pod>, mut found: Found) {
+        let now = Instant::now();
         for pod in pods {
-            self.track(pod, true);
+            let netns = found.remove(&pod.uid).and_then(|found| found.into_iter().next());
+            let given = netns.map(|netns| Given { netns, sandbox: None, at: now });
+            // One that was captured once was to be since it runs. Pods that are not to be in the mesh are looked at
+            // once: an earlier agent may have enrolled them.
+            let since = (!pod.marked).then_some(now);
+            if pod.ambient || pod.netns.is_some() || given.is_some() {
+                self.insert(Tracked::new(pod, given, true, since));
+            }
         }
         for tracked in self.pods.values_mut() {
             if let Some(pod) = tracked.task.register() {
@@ -100,53 +120,161 @@ impl<R: Redirect + 'static> Reconciler<R> {
         }
     }
 
-    /// Works until a drain starts, then takes all pods out of the mesh (unless they are to be kept).
-    pub async fn run(mut self, mut discovery: impl Discovery, mut drain: Watch) {
+    /// Works until a drain starts.
+    pub async fn run(&mut self, discovery: &mut impl Discovery, calls: &mut Calls, drain: &mut Watch) {
         let mut answers = self.proxies.changed();
         loop {
             let due = self.next_due();
             tokio::select! {
                 biased;
-                _ = drain.started() => break,
+                _ = drain.started() => return,
+                Some(command) = calls.0.recv() => self.command(command),
                 pods = discovery.next() => self.update(pods),
                 _ = answers.changed() => self.wake(),
                 Some((task, outcome)) = self.steps.next() => self.settle(task, outcome),
-                () = tokio::time::sleep_until(due) => self.start_steps(),
+                (started, found) = self.search.done() => self.found(started, found),
+                () = tokio::time::sleep_until(due) => self.work(),
             }
         }
-        if self.settings.keep_on_exit {
-            tracing::info!(pods = self.pods.len(), "the agent ends, pods stay enrolled");
-            return;
-        }
-        self.leave_all().await;
     }
 
-    fn track(&mut self, pod: Pod, always: bool) {
-        let now = Instant::now();
-        if let Some(tracked) = self.pods.get_mut(&pod.uid) {
-            if tracked.task.update(pod) {
-                (tracked.due, tracked.failures) = (now, 0);
+    /// Takes all pods out of the mesh, as far as that is possible in the time that there is.
+    pub async fn leave_all(&mut self, calls: &mut Calls) {
+        let started = Instant::now();
+        self.ending = true;
+        self.settings.drain = self.settings.exit_drain;
+        for tracked in self.pods.values_mut() {
+            tracked.task.leave();
+            tracked.answer(|| Ok(Verdict::NotInMesh(REMOVED)));
+            tracked.soon();
+        }
+        tracing::info!(pods = self.pods.len(), "the agent ends, all pods leave the mesh");
+        let end = started + EXIT_LIMIT;
+        while !self.pods.is_empty() && Instant::now() < end {
+            let due = self.next_due().min(end);
+            tokio::select! {
+                biased;
+                Some((task, outcome)) = self.steps.next() => self.settle(task, outcome),
+                Some(command) = calls.0.recv() => self.command(command),
+                () = tokio::time::sleep_until(due) => self.work(),
             }
-        } else if pod.ambient || (always && pod.netns.is_some()) {
-            if self.pods.len() >= MAX_PODS {
-                tracing::error!(uid = %pod.uid, "more than {MAX_PODS} pods, this one is left alone");
-                return;
+        }
+        for (uid, tracked) in &self.pods {
+            tracing::error!(%uid, pod = %tracked.task.name(), why = %tracked.logged, "pod could not be taken out of the mesh");
+        }
+    }
+
+    /// How many pods are in the mesh, are to be, or leave it.
+    pub fn len(&self) -> usize {
+        self.pods.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.pods.is_empty()
+    }
+
+    fn insert(&mut self, tracked: Tracked) {
+        if self.pods.len() >= MAX_PODS {
+            tracing::error!(uid = %tracked.task.uid(), "more than {MAX_PODS} pods, this one is left alone");
+            return;
+        }
+        if tracked.task.is_lost() {
+            self.search.soon();
+        }
+        self.pods.insert(tracked.task.uid().clone(), tracked);
+    }
+
+    /// A pod as its source has it now.
+    fn track(&mut self, pod: Pod, listed: bool) {
+        let Some(tracked) = self.pods.get_mut(&pod.uid) else {
+            if pod.ambient {
+                let given = self.handed.get(&pod.uid).cloned();
+                self.insert(Tracked::new(pod, given, listed, Some(Instant::now())));
             }
-            let task = Task::new(pod);
-            let tracked = Tracked { task, busy: false, due: now, failures: 0, seen: Served::Unknown, logged: String::new() };
-            self.pods.insert(tracked.task.uid().clone(), tracked);
+            return;
+        };
+        tracked.listed |= listed;
+        let (before, ips) = (tracked.task.wanted.pod.ambient, tracked.task.wanted.pod.ips.clone());
+        let joins = pod.ambient && !before;
+        let moved = pod.ips != ips;
+        if tracked.task.update(pod) {
+            tracked.soon();
+        }
+        if joins {
+            tracked.joins();
+        }
+        if tracked.task.is_lost() && (joins || moved) {
+            self.search.soon();
+        }
+        if !tracked.busy {
+            tracked.show(&self.board);
         }
     }
 
     fn update(&mut self, pods: Vec<Pod>) {
-        let listed: std::collections::BTreeSet<Str> = pods.iter().map(|pod| pod.uid.clone()).collect();
+        let listed: BTreeSet<Str> = pods.iter().map(|pod| pod.uid.clone()).collect();
         for pod in pods {
-            self.track(pod, false);
+            self.track(pod, true);
         }
+        let now = Instant::now();
+        let lags = |given: Option<&Given>| given.is_some_and(|given| now.duration_since(given.at) < LIST_LAG);
         for (uid, tracked) in &mut self.pods {
-            if !listed.contains(uid) && tracked.task.leave() {
-                (tracked.due, tracked.failures) = (Instant::now(), 0);
+            // What a CNI call has named may not be listed yet.
+            let expected = !tracked.listed && lags(tracked.task.wanted.given.as_ref());
+            if !listed.contains(uid) && !expected && tracked.task.unlisted() {
+                tracked.soon();
             }
+        }
+        self.handed.retain(|uid, given| listed.contains(uid) || lags(Some(given)));
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Add(_, waiter) if self.ending => drop(waiter.reply.send(Ok(Verdict::NotInMesh(REMOVED)))),
+            Command::Add(call, waiter) => self.add(call.0, call.1, waiter),
+            Command::Note(uid, sandbox) => {
+                let given = handed(&sandbox);
+                if let Some(tracked) = self.pods.get_mut(&uid) {
+                    tracked.give(given.clone());
+                }
+                self.hand(uid, given);
+            }
+            Command::Del { uid, sandbox } => {
+                let is = |given: &Given| given.sandbox.as_ref() == Some(&sandbox);
+                if self.handed.get(&uid).is_some_and(is) {
+                    self.handed.remove(&uid);
+                }
+                if let Some(tracked) = self.pods.get_mut(&uid)
+                    && tracked.task.wanted.given.as_ref().is_some_and(is)
+                {
+                    tracked.task.wanted.given = None;
+                    tracked.soon();
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, mut pod: Pod, sandbox: Sandbox, waiter: Waiter) {
+        let (uid, given) = (pod.uid.clone(), handed(&sandbox));
+        if pod.ips.is_empty() {
+            // The API learns them from the sandbox.
+            pod.ips = sandbox.ips;
+        }
+        self.hand(uid.clone(), given.clone());
+        self.track(pod, false);
+        let Some(tracked) = self.pods.get_mut(&uid) else {
+            let full = Error::new(&code::NOT_CAPTURED, format!("more than {MAX_PODS} pods on this node"));
+            return drop(waiter.reply.send(Err(full)));
+        };
+        tracked.give(given);
+        tracked.waiters.push(waiter);
+        self.work();
+    }
+
+    fn hand(&mut self, uid: Str, given: Given) {
+        if self.handed.len() < MAX_PODS {
+            self.handed.insert(uid, given);
         }
     }
 
@@ -159,93 +287,94 @@ impl<R: Redirect + 'static> Reconciler<R> {
         }
     }
 
-    /// When the next step can be started.
+    /// When something can be done.
     fn next_due(&self) -> Instant {
-        let idle = self.pods.values().filter(|tracked| !tracked.busy && self.steps.len() < WORKERS);
-        idle.map(|tracked| tracked.due).min().unwrap_or_else(|| Instant::now() + AUDIT)
+        let free = |tracked: &&Tracked| !tracked.busy && self.steps.len() < workers(tracked);
+        let steps = self.pods.values().filter(free).map(|tracked| tracked.due);
+        let waiters = self.pods.values().flat_map(|tracked| tracked.waiters.iter().map(|waiter| waiter.end));
+        let lost = self.pods.values().any(|tracked| tracked.task.is_lost() && !tracked.task.wanted.pod.ips.is_empty());
+        let given = self.pods.values().any(|tracked| tracked.task.wanted.given.is_some());
+        let search = if self.ending { None } else { self.search.due(lost, given) };
+        steps.chain(waiters).chain(search).min().unwrap_or_else(|| Instant::now() + AUDIT)
     }
 
-    /// Starts a step for pods that are due, for those first that have waited longest.
-    fn start_steps(&mut self) {
+    /// Starts what is due: steps for pods, those first for which somebody waits, then those that have waited longest;
+    /// and a pass through the node's processes.
+    fn work(&mut self) {
         let now = Instant::now();
+        for tracked in self.pods.values_mut() {
+            tracked.expire(now);
+        }
         let mut due: Vec<_> = self.pods.iter_mut().filter(|(_, tracked)| !tracked.busy && tracked.due <= now).collect();
-        due.sort_by_key(|(_, tracked)| tracked.due);
-        for (uid, tracked) in due.into_iter().take(WORKERS.saturating_sub(self.steps.len())) {
+        due.sort_by_key(|(_, tracked)| (tracked.waiters.is_empty(), tracked.due));
+        for (uid, tracked) in due {
+            if self.steps.len() >= workers(tracked) {
+                break;
+            }
             // Before the step looks: what the proxy says during it is news, and wakes the pod again.
             tracked.seen = self.proxies.served(uid);
             tracked.busy = true;
-            let (task, redirect, proxies, drain) = (tracked.task.clone(), self.redirect.clone(), self.proxies.clone(), self.settings.drain);
-            self.steps.push(Box::pin(async move { task.step(&*redirect, &proxies, drain).await }));
+            let (task, redirect, proxies, settings) = (tracked.task.clone(), self.redirect.clone(), self.proxies.clone(), self.settings);
+            self.steps.push(Box::pin(async move {
+                task.step(Tools { redirect: &*redirect, proxies: &proxies, drain: settings.drain, options: settings.options }).await
+            }));
+        }
+        let lost = |tracked: &Tracked| tracked.task.is_lost() && !tracked.task.wanted.pod.ips.is_empty();
+        let any_lost = self.pods.values().any(lost);
+        let given = self.pods.values().any(|tracked| tracked.task.wanted.given.is_some());
+        if !self.ending && self.search.due(any_lost, given).is_some_and(|due| due <= now) {
+            let pods = self.pods.values().map(|tracked| &tracked.task.wanted.pod).filter(|pod| pod.ambient && pod.netns.is_none());
+            self.board.metrics.searches.inc();
+            self.search.start(pods.map(wanted).collect());
         }
     }
 
-    fn settle(&mut self, task: Task, outcome: Outcome) {
-        let uid = task.uid().clone();
-        let Some(tracked) = self.pods.get_mut(&uid) else { return };
-        let (name, now) = (task.name(), Instant::now());
-        tracked.busy = false;
-        let is_as_wanted = tracked.task.finish(task);
-        let mut line = String::new();
-        match outcome {
-            Outcome::Step(text) => {
-                line = text.to_owned();
-                (tracked.due, tracked.failures) = (now, 0);
+    /// A pass through the node's processes has ended.
+    fn found(&mut self, started: Instant, found: Result<Found>) {
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!(%error, "pods cannot be looked for");
+                return;
             }
-            Outcome::Settled(text) => {
-                line = text.to_owned();
-                // Audits of many pods spread out over time.
-                let jitter = rand::rng().random_range(0.8..1.2);
-                (tracked.due, tracked.failures) = (now + AUDIT.mul_f64(jitter), 0);
-            }
-            Outcome::Draining => tracked.due = now + DRAIN_LOOK,
-            Outcome::Failed(error) => {
-                let text = error.to_string();
-                if tracked.logged != text {
-                    tracing::warn!(%uid, pod = %name, %error, "pod is not as it must be, will be tried again");
-                    tracked.logged = text;
+        };
+        for (uid, tracked) in &mut self.pods {
+            let candidates = found.get(uid).map(Vec::as_slice).unwrap_or_default();
+            let Some(first) = candidates.first() else {
+                if tracked.task.is_lost() {
+                    "no process of the node is known to be in its network namespace".clone_into(&mut tracked.logged);
+                    tracked.is_bad(&self.board);
                 }
-                let pause = BACKOFF.0.saturating_mul(1 << tracked.failures.min(16)).min(BACKOFF.1);
-                tracked.failures += 1;
-                tracked.due = now + pause;
-            }
-            Outcome::Gone(text) => {
-                if !text.is_empty() {
-                    tracing::info!(%uid, pod = %name, "{text}");
+                continue;
+            };
+            match &tracked.task.wanted.given {
+                // The one that is known is still there, or is too young for this pass to have seen its processes.
+                Some(given) if given.at >= started || candidates.iter().any(|netns| netns.id() == given.netns.id()) => continue,
+                Some(_) => {
+                    self.board.metrics.sandboxes_replaced.inc();
+                    tracing::warn!(%uid, pod = %tracked.task.name(), "the pod has a new sandbox that nobody has told the agent about");
                 }
-                if is_as_wanted {
-                    self.pods.remove(&uid);
-                    return;
-                }
+                None if tracked.task.is_lost() => {}
+                None => continue,
             }
+            tracked.give(Given { netns: first.clone(), sandbox: None, at: Instant::now() });
         }
-        if !is_as_wanted || self.proxies.served(&uid) != tracked.seen {
-            tracked.due = now;
-        }
-        if !line.is_empty() && tracked.logged != line {
-            tracing::info!(%uid, pod = %name, "{line}");
-            tracked.logged = line;
-        }
+        self.work();
     }
+}
 
-    async fn leave_all(&mut self) {
-        let started = Instant::now();
-        self.settings.drain = self.settings.exit_drain;
-        for tracked in self.pods.values_mut() {
-            tracked.task.leave();
-            (tracked.due, tracked.failures) = (started, 0);
-        }
-        tracing::info!(pods = self.pods.len(), "the agent ends, all pods leave the mesh");
-        let end = started + EXIT_LIMIT;
-        while !self.pods.is_empty() && Instant::now() < end {
-            let due = self.next_due().min(end);
-            tokio::select! {
-                biased;
-                Some((task, outcome)) = self.steps.next() => self.settle(task, outcome),
-                () = tokio::time::sleep_until(due) => self.start_steps(),
-            }
-        }
-        for (uid, tracked) in &self.pods {
-            tracing::error!(%uid, pod = %tracked.task.name(), why = %tracked.logged, "pod could not be taken out of the mesh");
-        }
-    }
+/// Why pods are not enrolled any more.
+const REMOVED: &str = "Warren is being removed from this node";
+
+fn handed(sandbox: &Sandbox) -> Given {
+    Given { netns: sandbox.netns.clone(), sandbox: Some(sandbox.container_id.clone()), at: Instant::now() }
+}
+
+fn workers(tracked: &Tracked) -> usize {
+    WORKERS + if tracked.waiters.is_empty() { 0 } else { URGENT_WORKERS }
+}
+
+/// The pod as it is looked for.
+pub(super) fn wanted(pod: &Pod) -> Wanted {
+    Wanted { uid: pod.uid.clone(), runtime_uid: pod.runtime_uid.clone(), ips: pod.ips.clone() }
 }

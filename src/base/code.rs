@@ -75,6 +75,7 @@ codes! {
     BAD_FILE "W0005" Configuration false "-" "a file could not be read or understood" "The text names the file and, if it could be read, line and column. What was in force stays in force.";
     NOT_READY "W0006" ControlPlane true "-" "not ready yet" "The readiness endpoint lists what is waited for.";
     DRAINED "W0007" Node true "CONNECT" "closed because this proxy is shutting down" "Expected during an upgrade. Raise the termination grace period if connections need longer.";
+    UNINSTALL "W0010" Node true "-" "Warren could not be taken out of the cluster" "The text names what is left. Mend or remove the node and uninstall again, or go on without waiting: `helm uninstall --no-hooks`, and `warren purge` on the node.";
 
     CONNECT_TIMEOUT "W1001" Destination true "CONNECT" "no answer to a TCP connect" "The address is silent: the pod is gone, its node is down, or a NetworkPolicy drops the packets.";
     DESTINATION_REFUSED "W1002" Destination true "CONNECT" "the destination refused the connection" "Nothing listens on that port. Check the application and the Service's targetPort.";
@@ -130,13 +131,18 @@ codes! {
     NETNS_GONE "W6001" Node true "-" "a pod's network namespace cannot be opened" "The pod is gone, or the path is not visible to the agent.";
     REDIRECT_FAILED "W6002" Node true "-" "redirection could not be programmed" "The kernel's answer is in the text; nothing was changed. Check that nf_tables and nf_nat are available.";
     ROUTE_FAILED "W6003" Node true "-" "policy routing could not be programmed" "The kernel's answer is in the text.";
+    NOT_CAPTURED "W6004" Node true "-" "a pod could not be brought into the mesh" "The text says what it waits for. The pod does not start before it is captured; it is tried again by itself.";
+    PROBER_UNKNOWN "W6010" Node true "-" "the kubelet cannot be found" "Its probes of enrolled pods cannot be told from other traffic: where policy is strict they are refused. The agent has to see the node's processes (--host-proc) and needs CAP_SYS_PTRACE.";
 
     SOURCE_BROKEN "W7001" Configuration false "-" "the mesh source is broken" "The text says what and where. What was in force stays in force; at the start nothing is: the control plane ends, the agent waits for a usable file.";
     CSR_INVALID "W7002" Peer false "-" "a certificate request is unusable" "The request must be PKCS#10 with a valid signature and an accepted key.";
-    NOT_AUTHENTICATED "W7003" Peer false "-" "a caller of the control plane is not authenticated" "Its token is missing or unknown.";
+    NOT_AUTHENTICATED "W7003" Peer false "-" "a caller of the control plane is not authenticated" "Its token is missing, unknown, expired or for another audience.";
     NOT_AUTHORIZED "W7004" Peer false "-" "a node asked for an identity that does not run there" "Stale agent data, or a compromised node.";
-    CA_MATERIAL "W7005" Configuration false "-" "the authority's own key or certificate is unusable" "The text names the file. The key file must be 0600.";
+    CA_MATERIAL "W7005" Configuration false "-" "the authority's own key or certificate is unusable" "The text names the file, or the Secret and its key. A key file must be 0600. An authority that was in force stays.";
     ELEMENT_REJECTED "W7006" Configuration false "-" "an element of the mesh source was rejected" "The text names it with line and column. Its previous version stays in force if it had one; a policy without one refuses everything in its place; all others are applied.";
+    API_UNAVAILABLE "W7011" ControlPlane true "-" "the Kubernetes API cannot be reached" "What was known stays in force and the call is repeated. Check the API server, and that nothing keeps this pod from reaching it.";
+    API_REFUSED "W7012" Configuration false "-" "the Kubernetes API refused a call" "Its answer is in the text. If it says forbidden, the ServiceAccount lacks that verb on that resource: install the roles of the chart.";
+    NOT_A_PROXY "W7013" Peer false "-" "a caller of the control plane is not a node's proxy" "Only accounts in CA_TRUSTED_NODE_ACCOUNTS may, with a token that is bound to a pod which exists.";
 
     DEMO_UNSUPPORTED "W8001" Node false "-" "this machine does not allow the demo" "Run it as root, or allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1 and, on Ubuntu, kernel.apparmor_restrict_unprivileged_userns=0).";
     DEMO_CLAIM "W8002" Warren false "-" "a claim of the demo does not hold" "The text names the claim and what was seen.";

@@ -1,22 +1,33 @@
 //! `warren agent`: the node agent.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
-use crate::agent;
 use crate::agent::discovery::FileDiscovery;
+use crate::agent::enrolment::Existing;
+use crate::agent::kube::Rules;
+use crate::agent::node::Node;
 use crate::agent::reconcile::Settings;
 use crate::agent::redirect::Options;
 use crate::agent::redirect::nft::Nft;
-use crate::base::{Result, drain};
+use crate::agent::{self, Surroundings, cni, health, kube};
+use crate::base::{Error, Result, code, drain};
+
+pub(super) const PROC: &str = "/proc";
+pub(super) const CNI_SOCKET: &str = "/var/run/warren/cni.sock";
+
+/// The port of `/healthz`, `/readyz` and `/metrics`.
+const STATUS_PORT: u16 = 15014;
 
 /// Keeps the pods of this node in the mesh: redirects their traffic and tells the proxy about them.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Where pods come from: file:PATH
-    #[arg(long, value_name = "file:PATH", value_parser = source)]
-    pub source: PathBuf,
+    /// Where pods come from: kubernetes or file:PATH
+    #[arg(long, value_name = "SOURCE")]
+    pub source: Source,
     /// The node whose pods these are
     #[arg(long, env = "NODE_NAME")]
     pub node: String,
@@ -35,24 +46,112 @@ pub struct Args {
     /// The same for IPv6
     #[arg(long, env = "HOST_PROBE_SNAT_IPV6", value_name = "IP", default_value_t = Options::default().probe_v6)]
     pub probe_ipv6: Ipv6Addr,
+    /// What belongs to a Kubernetes node
+    #[command(flatten)]
+    pub kubernetes: Kubernetes,
+}
+
+/// Used with `--source kubernetes` only.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Kubernetes {
+    /// The namespace in which Warren is installed; its pods are not in the mesh
+    #[arg(long, env = "POD_NAMESPACE", default_value = "warren-system")]
+    pub namespace: String,
+    /// A namespace whose pods are never in the mesh
+    #[arg(long = "exclude-namespace", value_name = "NAMESPACE", default_value = "kube-system")]
+    pub exclude: Vec<String>,
+    /// What becomes of connections that are older than the enrolment of their pod
+    #[arg(long, value_enum, default_value_t)]
+    pub existing: Existing,
+    /// Where the processes of the node are seen
+    #[arg(long, value_name = "DIR", default_value = PROC)]
+    pub host_proc: PathBuf,
+    /// The node's directory of CNI configurations; without it, no plugin is put there and pods are captured after
+    /// they have started
+    #[arg(long, value_name = "DIR", requires = "cni_bin_dir")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// The node's directory of CNI plugins
+    #[arg(long, value_name = "DIR", requires = "cni_conf_dir")]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// The socket that the plugin calls; at this path on the node, too
+    #[arg(long, value_name = "PATH", default_value = CNI_SOCKET)]
+    pub cni_socket: PathBuf,
+    /// Where /healthz, /readyz and /metrics are served [default: port 15014 of all addresses]
+    #[arg(long, value_name = "ADDRESS")]
+    pub status: Option<SocketAddr>,
+}
+
+/// Where pods come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The API server.
+    Kubernetes,
+    /// A mesh file.
+    File(PathBuf),
+}
+
+impl FromStr for Source {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text.strip_prefix("file:") {
+            Some(path) if !path.is_empty() => Ok(Self::File(path.into())),
+            _ if text == "kubernetes" => Ok(Self::Kubernetes),
+            _ => Err("only kubernetes and file:PATH are known".to_owned()),
+        }
+    }
 }
 
 /// Runs until the drain; then takes all pods out of the mesh, unless they are to stay.
 ///
 /// # Errors
-/// The socket cannot be made, or the settings cannot be used.
+/// A socket cannot be made, or the settings cannot be used.
 pub async fn run(args: Args, drain: drain::Watch) -> Result<()> {
     let drain_time = Duration::from_secs(args.drain);
-    let defaults = Settings::default();
-    let settings = Settings { drain: drain_time, exit_drain: defaults.exit_drain.min(drain_time), keep_on_exit: args.keep_on_exit };
-    let discovery = FileDiscovery::new(args.source, args.node)?;
-    let redirect = Nft::new(Options { probe_v4: args.probe_ip, probe_v6: args.probe_ipv6 });
-    agent::run(discovery, redirect, &args.zds_socket, settings, drain).await
+    let options = Options { probe_v4: args.probe_ip, probe_v6: args.probe_ipv6 };
+    let exit_drain = Settings::default().exit_drain.min(drain_time);
+    let settings = Settings { drain: drain_time, exit_drain, keep_on_exit: args.keep_on_exit, options };
+    match args.source {
+        Source::File(path) => {
+            let discovery = FileDiscovery::new(path, args.node)?;
+            agent::run(discovery, Nft::new(options), &args.zds_socket, settings, Surroundings::none(), drain).await?;
+            Ok(())
+        }
+        Source::Kubernetes => on_kubernetes(args.node, args.zds_socket, args.kubernetes, settings, drain).await,
+    }
 }
 
-fn source(text: &str) -> std::result::Result<PathBuf, String> {
-    match text.strip_prefix("file:") {
-        Some(path) if !path.is_empty() => Ok(PathBuf::from(path)),
-        _ => Err("only file:PATH is known".to_owned()),
+async fn on_kubernetes(name: String, zds_socket: PathBuf, args: Kubernetes, settings: Settings, drain: drain::Watch) -> Result<()> {
+    if name.is_empty() {
+        return Err(Error::new(&code::BAD_SETTING, "--node (NODE_NAME) names no node"));
+    }
+    let mut exclude = args.exclude;
+    exclude.push(args.namespace.clone());
+    let cni = match (args.cni_conf_dir, args.cni_bin_dir) {
+        (Some(conf), Some(bin)) => Some(cni::Settings::new(args.cni_socket, conf, bin, exclude.clone())),
+        _ => None,
+    };
+    let status = match args.status {
+        Some(address) => health::listen(address)?,
+        // Without IPv6 there is IPv4.
+        None => health::listen(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), STATUS_PORT))
+            .or_else(|_| health::listen(SocketAddr::new(IpAddr::from(Ipv4Addr::UNSPECIFIED), STATUS_PORT)))?,
+    };
+    let rules = Rules { excluded: BTreeSet::from_iter(exclude), existing: args.existing };
+    let node = Node { name, namespace: args.namespace, rules, settings, zds_socket, host_proc: args.host_proc, cni, status };
+    node.run(kube::client().await?, drain).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_have_two_forms() {
+        assert_eq!("kubernetes".parse(), Ok(Source::Kubernetes));
+        assert_eq!("file:/a".parse(), Ok(Source::File("/a".into())));
+        for wrong in ["", "file:", "kube", "/a"] {
+            assert!(wrong.parse::<Source>().is_err(), "{wrong}");
+        }
     }
 }

@@ -1,18 +1,23 @@
 //! `warren control`: the control plane.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
-use crate::base::{Result, drain};
+use crate::base::{Error, Result, code, drain};
+use crate::control::auth::Accounts;
 use crate::control::source::Location;
-use crate::control::{Control, Settings};
+use crate::control::{Cluster, Control, Settings};
+
+/// The health port in a cluster, where probes need one.
+const HEALTH_PORT: u16 = 8080;
 
 /// Runs the control plane: discovery and certificates for node proxies, over TLS on one port.
 #[derive(Clone, Debug, ClapArgs)]
 pub struct Args {
-    /// Where pods, services and policies come from: file:PATH. A change is pushed at once.
+    /// Where pods, services and policies come from: file:PATH or kubernetes (the cluster of KUBECONFIG, else the one this
+    /// runs in). A change is pushed at once.
     #[arg(long, value_name = "SOURCE")]
     pub source: Location,
 
@@ -21,7 +26,7 @@ pub struct Args {
     pub listen: SocketAddr,
 
     /// Holds ca/ (root-cert.pem is what proxies trust; made on first use, or yours in Istio's cacerts layout) and tokens/
-    /// (one file for each node).
+    /// (one file for each node). Not used in a cluster.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/warren/control")]
     pub state_dir: PathBuf,
 
@@ -29,16 +34,46 @@ pub struct Args {
     #[arg(long = "san", value_name = "NAME_OR_IP")]
     pub sans: Vec<String>,
 
-    /// Plain HTTP port of /healthz and /readyz.
+    /// Plain HTTP port of /healthz, /readyz and /metrics. In a cluster 0.0.0.0:8080, else none.
     #[arg(long, value_name = "ADDRESS")]
     pub health: Option<SocketAddr>,
+
+    /// In a cluster: the namespace of this installation. It holds the Secret of the authority (cacerts, else warren-ca),
+    /// and policies in it are for all namespaces.
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE", default_value = "")]
+    pub namespace: String,
+
+    /// In a cluster: the accounts, as namespace/name, whose pods are the proxies of their nodes. They may know the mesh
+    /// and have the certificates of the pods on their node. Default: warren-proxy in the namespace.
+    #[arg(long, env = "CA_TRUSTED_NODE_ACCOUNTS", value_name = "ACCOUNTS", default_value = "")]
+    pub node_accounts: Accounts,
 }
 
 /// Runs until the drain.
 ///
 /// # Errors
 /// It cannot start; the text says what to correct.
-pub async fn run(args: Args, drain: drain::Watch) -> Result<()> {
-    let Args { source, listen, state_dir, sans, health } = args;
-    Control::start(Settings { source, listen, state_dir, sans, health }).await?.serve(drain).await
+pub async fn run(args: Args, mut drain: drain::Watch) -> Result<()> {
+    let settings = settings(args)?;
+    let control = tokio::select! {
+        control = Control::start(settings) => control?,
+        _ = drain.started() => return Ok(()),
+    };
+    control.serve(drain).await
+}
+
+fn settings(args: Args) -> Result<Settings> {
+    let Args { source, listen, state_dir, sans, mut health, namespace, node_accounts } = args;
+    let mut cluster = Cluster { namespace, proxies: node_accounts };
+    if source == Location::Kubernetes {
+        if cluster.namespace.is_empty() {
+            let text = "POD_NAMESPACE (or --namespace) must name the namespace of this installation";
+            return Err(Error::new(&code::BAD_SETTING, text));
+        }
+        if cluster.proxies == Accounts::default() {
+            cluster.proxies = format!("{}/warren-proxy", cluster.namespace).parse()?;
+        }
+        health = health.or(Some(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), HEALTH_PORT)));
+    }
+    Ok(Settings { source, listen, state_dir, sans, health, cluster })
 }

@@ -19,8 +19,10 @@ pub mod control;
 pub mod demo;
 mod explain;
 mod proxy;
+mod purge;
 mod settings;
 mod shutdown;
+mod uninstall;
 
 /// Encrypts and authenticates every TCP connection between Kubernetes pods, without touching the pods.
 #[derive(Debug, Parser)]
@@ -46,6 +48,11 @@ enum Role {
     Explain(explain::Arguments),
     /// Prints the settings of `warren proxy` as a Markdown page.
     Settings,
+    /// Takes Warren off this node: rules, CNI plugin. Asks nobody; the agent must have ended.
+    Purge(purge::Args),
+    /// Takes Warren out of a cluster in order. The chart runs it at `helm uninstall`.
+    #[command(hide = true)]
+    Uninstall(uninstall::Args),
     /// Runs a command in namespaces of its own. For the project's tests.
     #[command(hide = true)]
     Sandbox(demo::SandboxArgs),
@@ -82,6 +89,8 @@ fn run(role: Role) -> Result<ExitCode> {
         Role::DemoPod(arguments) => demo::pod(arguments),
         Role::Explain(arguments) => explain::run(&arguments),
         Role::Settings => settings::run(),
+        Role::Purge(arguments) => until_signal(|_| purge::run(arguments)),
+        Role::Uninstall(arguments) => until_signal(|_| uninstall::run(arguments)),
     }
 }
 

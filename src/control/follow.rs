@@ -22,13 +22,14 @@ pub(super) struct SourceHealth {
 /// Takes over state after state.
 pub(super) struct Follower<S> {
     source: S,
-    tokens: Arc<Tokens>,
+    /// Those of a mesh file's nodes; in a cluster there are none to be made.
+    tokens: Option<Arc<Tokens>>,
     index: watch::Sender<Arc<Index>>,
     health: Arc<RwLock<SourceHealth>>,
 }
 
 impl<S: Source> Follower<S> {
-    pub(super) fn new(source: S, tokens: Arc<Tokens>, index: watch::Sender<Arc<Index>>, health: Arc<RwLock<SourceHealth>>) -> Self {
+    pub(super) fn new(source: S, tokens: Option<Arc<Tokens>>, index: watch::Sender<Arc<Index>>, health: Arc<RwLock<SourceHealth>>) -> Self {
         Self { source, tokens, index, health }
     }
 
@@ -64,7 +65,7 @@ impl<S: Source> Follower<S> {
         let previous = self.index.borrow().clone();
         let next = Index::build(&snapshot.mesh, &previous);
         // A node can authenticate before anything tells it that it may.
-        if let Err(error) = self.tokens.follow(next.nodes()) {
+        if let Some(Err(error)) = self.tokens.as_ref().map(|tokens| tokens.follow(next.nodes())) {
             tracing::error!(%error, "a node has no token and cannot connect");
         }
         let (addresses, policies) = (next.last_delta(Type::Address), next.last_delta(Type::Authorization));

@@ -2,40 +2,33 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::accept::{accept, listen};
 use super::ads::{Ads, Counters};
+use super::auth::{Accounts, Authenticator};
 use super::ca::{Authority, Ca, MAX_MESSAGE};
 use super::follow::{Follower, SourceHealth};
-use super::gate::{Connection, MAX_STRANGERS, Strangers};
-use super::health::{self, Health};
+use super::foundation::{Foundation, Report};
+use super::health::{self, Health, Stage};
 use super::index::Index;
-use super::source::{FileSource, Location, Source};
+use super::metrics::Metrics;
+use super::source::{AnySource, Location};
 use super::tls::ServerTls;
-use super::tokens::Tokens;
-use crate::base::{Error, Result, code, deadline, drain};
-use crate::net::socket::{Keepalive, SocketFactory};
-use crate::telemetry::rate::Rate;
+use crate::base::{Error, Result, code, drain};
 use crate::wire::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use crate::wire::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 
 /// Largest discovery request, bytes: what a client of 100 000 resources holds when it comes back.
 const MAX_REQUEST: usize = 16 * 1024 * 1024;
-
-/// Connections at once, those in handshake included.
-const MAX_CONNECTIONS: usize = 4096;
-
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
 /// A connection that does not answer a PING for this long is dead; its proxy comes back.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
@@ -51,55 +44,106 @@ pub struct Settings {
     pub source: Location,
     /// The TLS port.
     pub listen: SocketAddr,
-    /// Holds `ca/` and `tokens/`.
+    /// Holds `ca/` and `tokens/`; not used in a cluster.
     pub state_dir: PathBuf,
     /// Names of the server's certificate beside the default ones.
     pub sans: Vec<String>,
-    /// The plain HTTP port of `/healthz` and `/readyz`.
+    /// The plain HTTP port of `/healthz`, `/readyz` and `/metrics`.
     pub health: Option<SocketAddr>,
+    /// Used in a cluster only.
+    pub cluster: Cluster,
+}
+
+/// How to run in a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cluster {
+    /// Where this control plane and its Secret are. Policies in it are for all namespaces.
+    pub namespace: String,
+    /// The accounts of the nodes' proxies.
+    pub proxies: Accounts,
 }
 
 /// A control plane that listens.
 pub struct Control {
     listener: TcpListener,
-    health_listener: Option<TcpListener>,
+    health_address: Option<SocketAddr>,
     tls: Arc<ServerTls>,
-    authority: Arc<Authority>,
-    tokens: Arc<Tokens>,
-    follower: Follower<FileSource>,
+    authority: watch::Receiver<Arc<Authority>>,
+    callers: Arc<Authenticator>,
+    follower: Follower<AnySource>,
+    foundation: Foundation,
     index: watch::Receiver<Arc<Index>>,
-    source_health: Arc<RwLock<SourceHealth>>,
+    counters: Arc<Counters>,
+    metrics: Arc<Metrics>,
+    stage: watch::Sender<Stage>,
+    /// The health port, which is open until the end.
+    health: JoinSet<()>,
+    health_end: drain::Trigger,
 }
 
 impl Control {
-    /// Reads the source, opens the authority, makes tokens and listens. A source that is broken at start is an error:
-    /// there is no last good state to serve, and serving none would tell proxies that everything is gone.
+    /// Opens the health port, reads the source, opens the authority and listens. A mesh file that is broken at start is
+    /// an error: there is no last good state to serve, and serving none would tell proxies that everything is gone. A
+    /// cluster that does not answer is waited for, not ready.
     ///
     /// # Errors
     /// SOURCE_BROKEN, CA_MATERIAL, BAD_SETTING, BAD_FILE, BIND_FAILED.
     pub async fn start(settings: Settings) -> Result<Self> {
-        let Location::File(path) = settings.source;
-        let mut source = FileSource::new(path)?;
-        let first = source.next().await?;
-        let authority = Arc::new(Authority::open(&settings.state_dir.join("ca"), first.mesh.trust_domain())?);
-        let tokens = Arc::new(Tokens::open(&settings.state_dir.join("tokens"))?);
+        let (stage, stages) = watch::channel(Stage::Starting("the source".to_owned()));
+        let (indexes, index) = watch::channel(Arc::new(Index::default()));
+        let source_health = Arc::new(RwLock::new(SourceHealth::default()));
+        let (counters, metrics) = (Arc::new(Counters::default()), Arc::new(Metrics::default()));
+        let (authority_known, trouble) = (Arc::new(OnceLock::new()), Arc::new(RwLock::new(None)));
 
+        let health_listener = settings.health.map(listen).transpose()?;
+        let health_address = health_listener.as_ref().map(|listener| listener.local_addr().unwrap_or_else(|_| unknown()));
+        let (health_end, health_drain) = drain::new();
+        let mut health = JoinSet::new();
+        if let Some(listener) = health_listener {
+            let state = Health {
+                stage: stages,
+                index: index.clone(),
+                source: Arc::clone(&source_health),
+                counters: Arc::clone(&counters),
+                authority: Arc::clone(&authority_known),
+                trouble: Arc::clone(&trouble),
+            };
+            health.spawn(health::serve(listener, state, Arc::clone(&metrics), health_drain));
+        }
+
+        let report = Report { stage: &stage, trouble, metrics: Arc::clone(&metrics) };
+        let (foundation, source, first) = Foundation::lay(&settings, &index, report).await?;
+        let authority = foundation.authority();
+        let _ = authority_known.set(authority.clone());
         let mut names = settings.sans;
+        names.extend(foundation.names());
         if !settings.listen.ip().is_unspecified() {
             names.push(settings.listen.ip().to_string());
         }
-        let tls = Arc::new(ServerTls::new(Arc::clone(&authority), &names)?);
+        let tls = Arc::new(ServerTls::new(authority.clone(), &names)?);
         // A certificate that cannot be made is known before anyone connects.
         tls.config()?;
 
-        let (sender, index) = watch::channel(Arc::new(Index::default()));
-        let source_health = Arc::new(RwLock::new(SourceHealth::default()));
-        let follower = Follower::new(source, Arc::clone(&tokens), sender, Arc::clone(&source_health));
+        let follower = Follower::new(source, foundation.tokens(), indexes, source_health);
         follower.take(&first);
-
+        let callers = foundation.callers();
         let listener = listen(settings.listen)?;
-        let health_listener = settings.health.map(listen).transpose()?;
-        Ok(Self { listener, health_listener, tls, authority, tokens, follower, index, source_health })
+        stage.send_replace(Stage::Serving);
+        Ok(Self {
+            listener,
+            health_address,
+            tls,
+            authority,
+            callers,
+            follower,
+            foundation,
+            index,
+            counters,
+            metrics,
+            stage,
+            health,
+            health_end,
+        })
     }
 
     /// The TLS port.
@@ -109,25 +153,21 @@ impl Control {
 
     /// The health port.
     pub fn health_address(&self) -> Option<SocketAddr> {
-        self.health_listener.as_ref().map(|listener| listener.local_addr().unwrap_or_else(|_| unknown()))
+        self.health_address
     }
 
     /// Serves until the drain; then streams end and open calls finish.
     ///
     /// # Errors
     /// The transport failed as a whole.
-    pub async fn serve(self, mut drain: drain::Watch) -> Result<()> {
-        let counters = Arc::new(Counters::default());
-        tracing::info!(address = %self.address(), health = ?self.health_address(), "the control plane serves");
-        let ads = Ads::new(self.index.clone(), Arc::clone(&self.tokens), drain.clone(), Arc::clone(&counters));
-        let ca = Ca::new(self.authority, self.tokens, self.index.clone());
+    pub async fn serve(mut self, mut drain: drain::Watch) -> Result<()> {
+        tracing::info!(address = %self.address(), health = ?self.health_address, "the control plane serves");
+        let ads = Ads::new(self.index.clone(), Arc::clone(&self.callers), drain.clone(), self.counters);
+        let ca = Ca::new(self.authority, self.callers, self.index, self.metrics);
 
         let mut tasks = JoinSet::new();
         tasks.spawn(self.follower.run(drain.clone()));
-        if let Some(listener) = self.health_listener {
-            let health = Health { index: self.index, source: self.source_health, counters };
-            tasks.spawn(health::serve(listener, health, drain.clone()));
-        }
+        self.foundation.keep(&mut tasks, &drain);
         let (sender, connections) = mpsc::channel(16);
         tasks.spawn(accept(self.listener, self.tls, sender, drain.clone()));
 
@@ -147,80 +187,15 @@ impl Control {
             outcome = served => outcome.map_err(|error| Error::caused(&code::INTERNAL, "serving gRPC", error)),
             () = async {
                 drain.started().await;
+                self.stage.send_replace(Stage::Draining);
                 let _ = tokio::time::timeout(DRAIN_LIMIT, drain.ended()).await;
             } => Ok(()),
         };
         tasks.shutdown().await;
+        self.health_end.stop().await;
+        self.health.shutdown().await;
         outcome
     }
-}
-
-/// Accepts and shakes hands, each connection in its own time.
-async fn accept(
-    listener: TcpListener,
-    tls: Arc<ServerTls>,
-    ready: mpsc::Sender<Connection<TlsStream<TcpStream>>>,
-    mut drain: drain::Watch,
-) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let strangers = Strangers::default();
-    let (full, crowded) = (Rate::new(super::LINES_PER_SECOND), Rate::new(super::LINES_PER_SECOND));
-    let mut handshakes = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = drain.started() => return,
-            Some(_) = handshakes.join_next() => continue,
-        };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of descriptors: those that are open must close first.
-                tracing::warn!(%error, "accept");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-            if let Some(left_out) = full.admit(std::time::Instant::now()) {
-                tracing::warn!(%peer, left_out, "refused: more than {MAX_CONNECTIONS} connections");
-            }
-            continue;
-        };
-        let Some(gate) = strangers.admit(peer.ip()) else {
-            if let Some(left_out) = crowded.admit(std::time::Instant::now()) {
-                tracing::warn!(%peer, left_out, "refused: more than {MAX_STRANGERS} connections from there have not authenticated");
-            }
-            continue;
-        };
-        let (tls, ready) = (Arc::clone(&tls), ready.clone());
-        handshakes.spawn(async move {
-            match handshake(stream, &tls).await {
-                Ok(stream) => {
-                    let _ = ready.send(Connection::new(stream, gate, slot)).await;
-                }
-                Err(error) => tracing::debug!(%peer, %error, "handshake"),
-            }
-        });
-    }
-}
-
-async fn handshake(stream: TcpStream, tls: &ServerTls) -> Result<TlsStream<TcpStream>> {
-    sockets().tune(&stream);
-    let acceptor = TlsAcceptor::from(tls.config()?);
-    deadline(HANDSHAKE_LIMIT, &code::TLS_TIMEOUT, "TLS handshake", acceptor.accept(stream))
-        .await?
-        .map_err(|error| Error::caused(&code::TLS_FAILED, "TLS handshake", error))
-}
-
-fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let bound = sockets().listen(address, false);
-    bound.map(|(listener, _)| listener).map_err(|error| Error::caused(&code::BIND_FAILED, address.to_string(), error))
-}
-
-fn sockets() -> SocketFactory {
-    let keepalive = Keepalive { idle: Duration::from_secs(60), interval: Duration::from_secs(15), retries: 4, user_timeout: true };
-    SocketFactory { netns: None, mark: None, reuse_port: false, keepalive: Some(keepalive) }
 }
 
 fn unknown() -> SocketAddr {

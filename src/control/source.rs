@@ -38,6 +38,8 @@ pub struct Snapshot {
 pub enum Location {
     /// A mesh file.
     File(PathBuf),
+    /// The API server of the cluster that this runs in, or of `KUBECONFIG`.
+    Kubernetes,
 }
 
 impl FromStr for Location {
@@ -46,10 +48,25 @@ impl FromStr for Location {
     fn from_str(text: &str) -> Result<Self> {
         match text.split_once(':') {
             Some(("file", path)) if !path.is_empty() => Ok(Location::File(path.into())),
+            None if text == "kubernetes" => Ok(Location::Kubernetes),
             _ => Err(Error::new(&code::BAD_SETTING, format!("source {text:?}: known is file:PATH"))),
         }
     }
 }
+
+/// Opens the source there.
+///
+/// # Errors
+/// BAD_FILE: the path is none of a file.
+pub async fn open(location: &Location, _root_namespace: &str) -> Result<AnySource> {
+    match location {
+        Location::File(path) => FileSource::new(path.clone()),
+        Location::Kubernetes => Err(Error::internal("kubernetes")),
+    }
+}
+
+/// One of the sources.
+pub type AnySource = FileSource;
 
 /// A mesh file that is watched.
 #[derive(Debug)]

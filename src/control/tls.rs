@@ -9,6 +9,7 @@ use rcgen::string::Ia5String;
 use rcgen::{KeyPair, SanType};
 use rustls::ServerConfig;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::sync::watch;
 
 use super::ca::{Authority, Purpose};
 use crate::base::{Error, Result, code};
@@ -30,12 +31,14 @@ const NAMES: [&str; 8] = [
 
 /// Gives the configuration for each new connection.
 pub(super) struct ServerTls {
-    authority: Arc<Authority>,
+    authority: watch::Receiver<Arc<Authority>>,
     names: Vec<SanType>,
     current: Mutex<Option<Current>>,
 }
 
 struct Current {
+    /// Who signed it.
+    authority: Arc<Authority>,
     config: Arc<ServerConfig>,
     renew_at: SystemTime,
 }
@@ -45,7 +48,7 @@ impl ServerTls {
     ///
     /// # Errors
     /// BAD_SETTING: a name is neither.
-    pub(super) fn new(authority: Arc<Authority>, names: &[String]) -> Result<Self> {
+    pub(super) fn new(authority: watch::Receiver<Arc<Authority>>, names: &[String]) -> Result<Self> {
         let mut all: Vec<&str> = NAMES.iter().copied().chain(names.iter().map(String::as_str)).collect();
         all.sort_unstable();
         all.dedup();
@@ -62,21 +65,23 @@ impl ServerTls {
     }
 
     fn config_at(&self, now: SystemTime) -> Result<Arc<ServerConfig>> {
+        let authority = Arc::clone(&self.authority.borrow());
         let mut current = self.current.lock();
-        if let Some(current) = current.as_ref().filter(|current| now < current.renew_at) {
+        let is_good = |current: &&Current| now < current.renew_at && Arc::ptr_eq(&current.authority, &authority);
+        if let Some(current) = current.as_ref().filter(is_good) {
             return Ok(Arc::clone(&current.config));
         }
-        let (config, not_after) = self.make()?;
+        let (config, not_after) = self.make(&authority)?;
         let left = not_after.duration_since(now).unwrap_or_default();
-        *current = Some(Current { config: Arc::clone(&config), renew_at: now + left / 2 });
+        *current = Some(Current { authority, config: Arc::clone(&config), renew_at: now + left / 2 });
         Ok(config)
     }
 
-    fn make(&self) -> Result<(Arc<ServerConfig>, SystemTime)> {
+    fn make(&self, authority: &Authority) -> Result<(Arc<ServerConfig>, SystemTime)> {
         let failed = |error: rustls::Error| Error::caused(&code::CA_MATERIAL, "TLS of the control plane", error);
         let key = KeyPair::generate().map_err(|error| Error::caused(&code::INTERNAL, "key of the control plane", error))?;
-        let issued = self.authority.issue(&key, self.names.clone(), Purpose::Server, LIFETIME)?;
-        let chain = std::iter::once(issued.certificate).chain(self.authority.intermediates().iter().cloned()).collect();
+        let issued = authority.issue(&key, self.names.clone(), Purpose::Server, LIFETIME)?;
+        let chain = std::iter::once(issued.certificate).chain(authority.intermediates().iter().cloned()).collect();
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = ServerConfig::builder_with_provider(provider)
@@ -103,10 +108,14 @@ fn san(name: &str) -> Result<SanType> {
 mod tests {
     use super::*;
 
+    fn authority(dir: &tempfile::TempDir) -> Arc<Authority> {
+        Arc::new(Authority::open(&dir.path().join("ca"), "cluster.local").unwrap())
+    }
+
     #[test]
     fn the_certificate_is_replaced_when_half_of_its_life_is_over() {
         let dir = tempfile::tempdir().unwrap();
-        let authority = Arc::new(Authority::open(dir.path(), "cluster.local").unwrap());
+        let (_sender, authority) = watch::channel(authority(&dir));
         let tls = ServerTls::new(authority, &["10.0.0.1".to_owned(), "control.example".to_owned()]).unwrap();
         let now = SystemTime::now();
         let first = tls.config_at(now).unwrap();
@@ -115,9 +124,19 @@ mod tests {
     }
 
     #[test]
+    fn another_authority_signs_another_certificate_at_once() {
+        let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (sender, receiver) = watch::channel(authority(&old));
+        let tls = ServerTls::new(receiver, &[]).unwrap();
+        let first = tls.config().unwrap();
+        sender.send_replace(authority(&new));
+        assert!(!Arc::ptr_eq(&first, &tls.config().unwrap()));
+    }
+
+    #[test]
     fn a_name_must_be_one() {
         let dir = tempfile::tempdir().unwrap();
-        let authority = Arc::new(Authority::open(dir.path(), "cluster.local").unwrap());
+        let (_sender, authority) = watch::channel(authority(&dir));
         let error = ServerTls::new(authority, &["no name".to_owned()]).err().expect("refused");
         assert_eq!(error.code(), &code::BAD_SETTING);
     }

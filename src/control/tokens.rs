@@ -12,18 +12,12 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use parking_lot::RwLock;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
-use tonic::metadata::MetadataMap;
-use tonic::{Request, Status};
 
-use super::gate::Gate;
+use super::auth::LONGEST;
 use crate::base::{Error, Result, Str, code};
-use crate::telemetry::rate::Rate;
 
 /// Bytes of chance in a token.
 const STRENGTH: usize = 32;
-
-/// Longest token that is compared, bytes.
-const LONGEST: usize = 4096;
 
 /// Tokens of nodes on which no pod runs; of what is above, none is in force.
 const MAX_IDLE: usize = 16 * 1024;
@@ -35,16 +29,6 @@ const NEW: &str = ".new";
 pub struct Tokens {
     directory: PathBuf,
     by_node: RwLock<BTreeMap<Str, String>>,
-    /// Anyone who reaches the port can be refused: one for each reason.
-    refused: [Rate; 3],
-}
-
-/// Why a call is refused.
-#[derive(Clone, Copy)]
-enum Refusal {
-    NoHeader,
-    NoToken,
-    Unknown,
 }
 
 impl Tokens {
@@ -54,11 +38,7 @@ impl Tokens {
     /// The directory cannot be made.
     pub fn open(directory: &Path) -> Result<Self> {
         private_directory(directory).map_err(|error| failed(directory, error))?;
-        Ok(Self {
-            directory: directory.to_owned(),
-            by_node: RwLock::default(),
-            refused: std::array::from_fn(|_| Rate::new(super::LINES_PER_SECOND)),
-        })
+        Ok(Self { directory: directory.to_owned(), by_node: RwLock::default() })
     }
 
     /// Makes tokens of nodes that have none. Nodes that are not named keep theirs for as long as its file is there: the
@@ -93,43 +73,12 @@ impl Tokens {
         self.by_node.read().contains_key(node)
     }
 
-    /// The node whose proxy calls; its connection is no stranger's from now on.
-    ///
-    /// # Errors
-    /// Unauthenticated: no token, or an unknown one.
-    pub fn caller<T>(&self, request: &Request<T>) -> std::result::Result<Str, Status> {
-        let node = self.holder(request.metadata())?;
-        if let Some(gate) = request.extensions().get::<Gate>() {
-            gate.open();
-        }
-        Ok(node)
-    }
-
-    fn holder(&self, metadata: &MetadataMap) -> std::result::Result<Str, Status> {
-        let Some(header) = metadata.get("authorization") else { return Err(self.refuse(Refusal::NoHeader)) };
-        let header = header.to_str().unwrap_or_default();
-        let token = match header.split_once(' ') {
-            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") && token.len() <= LONGEST => token.trim(),
-            _ => return Err(self.refuse(Refusal::NoToken)),
-        };
+    /// The node whose token it is, if its file is still there.
+    pub fn holder(&self, token: &str) -> Option<Str> {
         // All are compared, so that the time taken does not tell which one came close.
         let tokens = self.by_node.read();
         let found = tokens.iter().fold(None, |found, (node, known)| if is_equal(known, token) { Some(node.clone()) } else { found });
-        let is_there = |node: &Str| self.directory.join(&**node).symlink_metadata().is_ok();
-        found.filter(is_there).ok_or_else(|| self.refuse(Refusal::Unknown))
-    }
-
-    fn refuse(&self, why: Refusal) -> Status {
-        let reason = match why {
-            Refusal::NoHeader => "no authorization header",
-            Refusal::NoToken => "the authorization header holds no bearer token",
-            Refusal::Unknown => "the bearer token belongs to no node of the mesh",
-        };
-        let error = Error::new(&code::NOT_AUTHENTICATED, reason);
-        if let Some(left_out) = self.refused[why as usize].admit(std::time::Instant::now()) {
-            tracing::warn!(%error, left_out, "call refused");
-        }
-        Status::unauthenticated(error.to_string())
+        found.filter(|node| self.directory.join(&**node).symlink_metadata().is_ok())
     }
 
     fn read_or_make(&self, node: &str) -> io::Result<String> {
@@ -231,12 +180,6 @@ mod tests {
 
     use super::*;
 
-    fn bearer(token: &str) -> MetadataMap {
-        let mut metadata = MetadataMap::new();
-        metadata.insert("authorization", format!("Bearer {token}").parse().unwrap());
-        metadata
-    }
-
     #[test]
     fn each_node_has_a_token_of_its_own_until_its_file_is_removed() {
         let dir = tempfile::tempdir().unwrap();
@@ -249,22 +192,20 @@ mod tests {
         assert_eq!(fs::metadata(path.join("n1")).unwrap().mode() & 0o777, 0o600);
         assert_eq!(URL_SAFE_NO_PAD.decode(read("n1")).unwrap().len(), 32);
         assert_ne!(read("n1"), read("n2"));
-        assert_eq!(&*tokens.holder(&bearer(&read("n2"))).unwrap(), "n2");
+        assert_eq!(&*tokens.holder(&read("n2")).unwrap(), "n2");
 
         let (first, second) = (read("n1"), read("n2"));
         let again = Tokens::open(&path).unwrap();
         again.follow([&one].into_iter()).unwrap();
         assert_eq!(read("n1"), first, "a token stays the same over a restart");
-        assert_eq!(&*again.holder(&bearer(&second)).unwrap(), "n2", "also that of a node without pods");
+        assert_eq!(&*again.holder(&second).unwrap(), "n2", "also that of a node without pods");
         fs::remove_file(path.join("n2")).unwrap();
-        let status = again.holder(&bearer(&second)).unwrap_err();
-        assert_eq!(status.code(), tonic::Code::Unauthenticated, "revoked at once");
-        assert!(status.message().contains("W7003"), "{status}");
+        assert_eq!(again.holder(&second), None, "revoked at once");
         again.follow([&one].into_iter()).unwrap();
         assert!(!path.join("n2").exists() && !again.knows("n2"));
         again.follow([&one, &two].into_iter()).unwrap();
         assert_ne!(read("n2"), second, "a node that is named gets another");
-        again.holder(&bearer(&second)).unwrap_err();
+        assert_eq!(again.holder(&second), None);
 
         fs::set_permissions(path.join("n2"), fs::Permissions::from_mode(0o644)).unwrap();
         again.follow([&one].into_iter()).unwrap();
@@ -294,13 +235,8 @@ mod tests {
         let tokens = Tokens::open(dir.path()).unwrap();
         tokens.follow([&Str::from("n1")].into_iter()).unwrap();
         let token = fs::read_to_string(dir.path().join("n1")).unwrap();
-        let mut cases =
-            vec![MetadataMap::new(), bearer(""), bearer(&token[1..]), bearer(&format!("{token}x")), bearer(&token.to_uppercase())];
-        let mut basic = MetadataMap::new();
-        basic.insert("authorization", format!("Basic {token}").parse().unwrap());
-        cases.push(basic);
-        for metadata in cases {
-            assert_eq!(tokens.holder(&metadata).unwrap_err().code(), tonic::Code::Unauthenticated, "{metadata:?}");
+        for other in ["", &token[1..], &format!("{token}x"), &token.to_uppercase()] {
+            assert_eq!(tokens.holder(other), None, "{other}");
         }
     }
 }

@@ -11,10 +11,21 @@ use std::sync::Arc;
 use nix::sched::{CloneFlags, setns};
 
 /// Which namespace it is: device and inode of its nsfs file. Equal for every handle of one namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NetNsId {
     device: u64,
     inode: u64,
+}
+
+impl NetNsId {
+    /// The namespace behind a path, without opening it.
+    ///
+    /// # Errors
+    /// There is no such file.
+    pub fn of(path: impl AsRef<Path>) -> io::Result<Self> {
+        let meta = std::fs::metadata(path)?;
+        Ok(Self { device: meta.dev(), inode: meta.ino() })
+    }
 }
 
 impl std::fmt::Display for NetNsId {

@@ -92,7 +92,7 @@ impl<'a> Mesh<'a> {
         let (trigger, watch) = drain::new();
         let agent = self.world.spawn(async move {
             let discovery = FileDiscovery::new(file, "here".into())?;
-            agent::run(discovery, redirect, &socket, settings, watch).await
+            agent::run(discovery, redirect, &socket, settings, agent::Surroundings::none(), watch).await.map(|_| ())
         });
         (trigger, agent)
     }

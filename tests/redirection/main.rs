@@ -7,6 +7,7 @@
 mod agent;
 mod enrolment;
 mod existing;
+mod probes;
 mod routing;
 mod visits;
 mod world;

@@ -102,8 +102,10 @@ fn one_bad_resource_of_a_local_file_is_named_and_the_rest_applies() {
         let workloads = dump(&mesh, 1)["workloads"].clone();
         let uids: Vec<&str> = workloads.as_array().unwrap().iter().filter_map(|workload| workload["uid"].as_str()).collect();
         assert_eq!(uids, ["ok"], "{workloads}");
-        let output = mesh.child("proxy-node1").unwrap().output();
-        let said = output.lines().find(|line| line.contains("W4003")).unwrap_or_else(|| panic!("{output}"));
+        let said = soon(&mut mesh, "the log names it", |mesh| {
+            let output = mesh.child("proxy-node1").unwrap().output();
+            output.lines().find(|line| line.contains("W4003")).map(ToOwned::to_owned)
+        });
         assert!(said.contains("bad") && said.contains("local.yaml"), "{said}");
         assert_echoed(&mut mesh, "client", "server");
     });

@@ -6,18 +6,65 @@ use tokio::time::Instant;
 
 use crate::agent::decide::{self, Step, View, decide};
 use crate::agent::discovery::{Place, Pod};
-use crate::agent::redirect::{Redirect, State};
+use crate::agent::enrolment::Existing;
+use crate::agent::existing;
+use crate::agent::redirect::{Options, Redirect, State};
 use crate::base::{Error, Result, Str, code};
 use crate::net::NetNs;
+use crate::net::netns::NetNsId;
 use crate::zds::server::{self, Handle};
 
-/// What is wanted for a pod, and the namespace in which it was last seen.
+/// One pod of the reconciler. A step works on a clone.
 #[derive(Clone, Debug)]
 pub(super) struct Task {
-    pod: Pod,
-    netns: Option<NetNs>,
+    pub(super) wanted: Wanted,
+    pub(super) known: Known,
+}
+
+/// What is wanted; changed by the reconciler only.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    pub(super) pod: Pod,
+    /// The namespace, from a CNI call or found among the processes; before what the source of pods says.
+    pub(super) given: Option<Given>,
+    /// It is not listed any more: it has ended, and so has its namespace.
+    pub(super) gone: bool,
+}
+
+/// A pod's namespace as it was handed over or found.
+#[derive(Clone, Debug)]
+pub(super) struct Given {
+    pub(super) netns: NetNs,
+    /// The sandbox's id, if a CNI call brought it.
+    pub(super) sandbox: Option<Str>,
+    pub(super) at: Instant,
+}
+
+/// What was observed; changed by steps only.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Known {
+    pub(super) netns: Option<NetNs>,
+    /// What the namespace redirects.
+    pub(super) state: Option<State>,
+    /// A proxy has served the pod in this namespace.
+    pub(super) served: bool,
+    /// All was as it must be, in this namespace.
+    enrolled: Option<NetNsId>,
+    /// What was in force before the rules were put there.
+    applied_over: Option<State>,
+    /// Open connections that are older than the enrolment.
+    pub(super) left: usize,
     /// Since when no new connections are redirected.
     held: Option<Instant>,
+}
+
+/// What steps work with.
+#[derive(Debug)]
+pub(super) struct Tools<'a, R> {
+    pub(super) redirect: &'a R,
+    pub(super) proxies: &'a Handle,
+    pub(super) drain: Duration,
+    pub(super) options: Options,
 }
 
 /// How a step went; texts are for the log, where one that repeats is left out.
@@ -25,8 +72,12 @@ pub(super) struct Task {
 pub(super) enum Outcome {
     /// There is more to do.
     Step(&'static str),
-    /// Nothing is to be done until something changes.
-    Settled(&'static str),
+    /// All is as it must be.
+    Enrolled(Enrolled),
+    /// Nothing can be done until a proxy connects.
+    NoProxy,
+    /// Its namespace is not known.
+    Lost,
     /// Its connections are being finished.
     Draining,
     /// Try again later.
@@ -35,140 +86,226 @@ pub(super) enum Outcome {
     Gone(&'static str),
 }
 
+/// What had to be done until all was as it must be.
+#[derive(Debug, Default)]
+pub(super) struct Enrolled {
+    /// The rules were put there by this agent since it looked last.
+    pub(super) applied: bool,
+    /// It had found them there before.
+    pub(super) again: bool,
+    /// Connections that are older and were reset.
+    pub(super) ended: usize,
+    /// Why they could not be.
+    pub(super) kept: Option<Error>,
+}
+
 impl Task {
-    pub(super) fn new(pod: Pod) -> Self {
-        Self { pod, netns: None, held: None }
+    pub(super) fn new(pod: Pod, given: Option<Given>) -> Self {
+        Self { wanted: Wanted { pod, given, gone: false }, known: Known::default() }
     }
 
     pub(super) fn uid(&self) -> &Str {
-        &self.pod.uid
+        &self.wanted.pod.uid
     }
 
     pub(super) fn name(&self) -> String {
-        format!("{}/{}", self.pod.info.namespace, self.pod.info.name)
+        format!("{}/{}", self.wanted.pod.info.namespace, self.wanted.pod.info.name)
     }
 
     /// Takes what is wanted now; tells whether that is something else.
     pub(super) fn update(&mut self, pod: Pod) -> bool {
-        let other = self.pod != pod;
-        self.pod = pod;
+        let other = !self.wanted.pod.wants_the_same(&pod) || self.wanted.gone;
+        (self.wanted.pod, self.wanted.gone) = (pod, false);
         other
     }
 
     /// It is not to be in the mesh; tells whether that is new.
     pub(super) fn leave(&mut self) -> bool {
-        std::mem::replace(&mut self.pod.ambient, false)
+        std::mem::replace(&mut self.wanted.pod.ambient, false)
+    }
+
+    /// It is not listed any more; tells whether that is new. A namespace that was given to the agent has ended with it.
+    /// One that is a file may live on: the pod leaves as if it was not to be in the mesh.
+    pub(super) fn unlisted(&mut self) -> bool {
+        let gone = self.wanted.pod.netns.is_none();
+        let new = std::mem::replace(&mut self.wanted.gone, gone) != gone;
+        self.leave() || new
+    }
+
+    /// It is to be in the mesh, and nobody has said where its namespace is.
+    pub(super) fn is_lost(&self) -> bool {
+        let Wanted { pod, given, gone } = &self.wanted;
+        pod.ambient && !gone && given.is_none() && pod.netns.is_none()
     }
 
     /// Takes what a step of an earlier clone has found; tells whether what it was after is still what is wanted.
     pub(super) fn finish(&mut self, done: Task) -> bool {
-        (self.netns, self.held) = (done.netns, done.held);
-        self.pod == done.pod
+        self.known = done.known;
+        let id = |wanted: &Wanted| wanted.given.as_ref().map(|given| given.netns.id());
+        let (now, then) = (&self.wanted, &done.wanted);
+        now.pod.wants_the_same(&then.pod) && now.gone == then.gone && id(now) == id(then)
     }
 
     /// The pod as proxies are told about it, if they are.
     pub(super) fn register(&mut self) -> Option<server::Pod> {
-        if !self.pod.ambient {
+        if !self.wanted.pod.ambient {
             return None;
         }
-        self.netns = self.open().ok();
+        self.known.netns = self.open().ok();
         Some(self.served_pod())
     }
 
     /// Takes one step.
-    pub(super) async fn step(mut self, redirect: &impl Redirect, proxies: &Handle, drain: Duration) -> (Self, Outcome) {
-        let outcome = match self.try_step(redirect, proxies, drain).await {
+    pub(super) async fn step<R: Redirect>(mut self, tools: Tools<'_, R>) -> (Self, Outcome) {
+        let outcome = match self.try_step(&tools).await {
             Ok(outcome) => outcome,
             Err(error) => Outcome::Failed(error),
         };
         (self, outcome)
     }
 
-    async fn try_step(&mut self, redirect: &impl Redirect, proxies: &Handle, drain: Duration) -> Result<Outcome> {
+    async fn try_step<R: Redirect>(&mut self, tools: &Tools<'_, R>) -> Result<Outcome> {
+        let Tools { redirect, proxies, drain, .. } = *tools;
         let netns = match self.locate(proxies).await? {
             Ok(netns) => netns,
             Err(outcome) => return Ok(outcome),
         };
+        self.start_fresh(&netns, tools).await?;
         let state = redirect.state(&netns).await?;
-        let drained = match (self.pod.ambient, state) {
+        self.known.state = Some(state);
+        let drained = match (self.wanted.pod.ambient, state) {
             (false, State::Holding) => {
-                let held = *self.held.get_or_insert_with(Instant::now);
+                let held = *self.known.held.get_or_insert_with(Instant::now);
                 held.elapsed() >= drain || redirect.connections(&netns).await? == 0
             }
             _ => false,
         };
-        let served = match proxies.served(&self.pod.uid) {
+        let served = match proxies.served(self.uid()) {
             server::Served::NoProxy => decide::Served::NoProxy,
             server::Served::Yes(id) if id == netns.id() => decide::Served::Yes,
             _ => decide::Served::No,
         };
-        let view = View { wanted: self.pod.ambient, state, served, drained };
-        self.take(decide(view), view, &netns, redirect, proxies).await
+        self.known.served |= served == decide::Served::Yes;
+        let view = View { wanted: self.wanted.pod.ambient, state, served, drained };
+        self.take(decide(view), view, &netns, tools).await
     }
 
-    async fn take(&mut self, step: Step, view: View, netns: &NetNs, redirect: &impl Redirect, proxies: &Handle) -> Result<Outcome> {
+    /// A sandbox that a CNI call has just brought has no application yet that could meet a closed port: the proxy
+    /// begins to listen while the rules are put in force. What failed is seen, and done in order, by what follows.
+    async fn start_fresh<R: Redirect>(&mut self, netns: &NetNs, tools: &Tools<'_, R>) -> Result<()> {
+        let fresh = self.wanted.given.as_ref().is_some_and(|given| given.sandbox.is_some() && given.netns.id() == netns.id());
+        if !fresh || !self.wanted.pod.ambient || self.known.state.is_some() {
+            return Ok(());
+        }
+        let (listens, applied) = tokio::join!(tools.proxies.add(self.served_pod()), tools.redirect.apply(netns));
+        applied?;
+        match listens {
+            Err(error) if !matches!(tools.proxies.served(self.uid()), server::Served::NoProxy) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn take<R: Redirect>(&mut self, step: Step, view: View, netns: &NetNs, tools: &Tools<'_, R>) -> Result<Outcome> {
         Ok(match step {
-            Step::Nothing => Outcome::Settled("enrolled: new connections go through the proxy"),
-            Step::AwaitProxy if view.state == State::Redirecting => {
-                Outcome::Settled("enrolled, but no proxy is connected to this agent; one that runs goes on serving")
-            }
-            Step::AwaitProxy => Outcome::Settled("not enrolled yet: no proxy is connected to this agent"),
+            Step::Nothing => Outcome::Enrolled(self.enrolled(netns, tools.options).await),
+            Step::AwaitProxy => Outcome::NoProxy,
             Step::AwaitDrain => Outcome::Draining,
             Step::Serve => {
-                proxies.add(self.served_pod()).await?;
+                tools.proxies.add(self.served_pod()).await?;
                 Outcome::Step("")
             }
             Step::Redirect => {
-                self.held = None;
-                redirect.apply(netns).await?;
+                self.known.held = None;
+                tools.redirect.apply(netns).await?;
+                self.known.applied_over = Some(view.state);
                 // The kernel is asked again whether it is so; only then the pod is said to be enrolled.
                 Outcome::Step("")
             }
             Step::Hold => {
-                redirect.hold(netns).await?;
-                self.held = Some(Instant::now());
+                tools.redirect.hold(netns).await?;
+                self.known.held = Some(Instant::now());
+                self.known.left = 0;
                 Outcome::Step("leaves the mesh: new connections go direct, open ones are finished")
             }
             Step::Remove => {
-                proxies.remove(&self.pod.uid).await?;
-                redirect.remove(netns).await?;
+                tools.proxies.remove(self.uid()).await?;
+                tools.redirect.remove(netns).await?;
                 Outcome::Gone(if view.state == State::Absent { "" } else { "un-enrolled" })
             }
         })
     }
 
+    /// All is as it must be: looks for connections that are older.
+    async fn enrolled(&mut self, netns: &NetNs, options: Options) -> Enrolled {
+        let applied_over = self.known.applied_over.take();
+        let before = self.known.enrolled.replace(netns.id());
+        let mut enrolled = Enrolled { applied: applied_over.is_some(), again: before == Some(netns.id()), ..Enrolled::default() };
+        let look = applied_over.is_some() || before.is_none() || self.known.left > 0;
+        if !look {
+            return enrolled;
+        }
+        // Rules that were of an older version had redirected all that is open.
+        if self.wanted.pod.existing == Existing::Reset && applied_over.is_some_and(|state| state != State::Outdated) {
+            match existing::reset(netns, options).await {
+                Ok(ended) => enrolled.ended = ended,
+                Err(error) => enrolled.kept = Some(error),
+            }
+        }
+        match existing::count(netns, options).await {
+            Ok(left) => self.known.left = left,
+            Err(error) => tracing::warn!(uid = %self.uid(), %error, "connections older than the enrolment cannot be counted"),
+        }
+        enrolled
+    }
+
     /// The pod's namespace as it is now; or how the step ends without it.
     async fn locate(&mut self, proxies: &Handle) -> Result<std::result::Result<NetNs, Outcome>> {
+        if self.wanted.gone {
+            proxies.remove(self.uid()).await?;
+            return Ok(Err(Outcome::Gone("gone")));
+        }
+        if self.is_lost() {
+            if self.known.netns.is_some() {
+                // Its sandbox has been taken down.
+                proxies.remove(self.uid()).await?;
+                self.known = Known::default();
+            }
+            // Proxies that serve it go on.
+            proxies.register(self.served_pod());
+            return Ok(Err(Outcome::Lost));
+        }
         let found = self.open();
-        if self.pod.ambient {
-            if let (Ok(new), Some(old)) = (&found, &self.netns)
+        if self.wanted.pod.ambient {
+            if let (Ok(new), Some(old)) = (&found, &self.known.netns)
                 && new.id() != old.id()
             {
-                tracing::info!(uid = %self.pod.uid, pod = %self.name(), netns = %new.id(), "pod has a new network namespace");
+                tracing::info!(uid = %self.uid(), pod = %self.name(), netns = %new.id(), "pod has a new network namespace");
+                self.known = Known::default();
             }
-            self.netns = found.as_ref().ok().cloned();
+            self.known.netns = found.as_ref().ok().cloned();
             proxies.register(self.served_pod());
             return found.map(Ok);
         }
-        match (found, &self.netns) {
+        match (found, &self.known.netns) {
             (Ok(found), Some(old)) if found.id() == old.id() => Ok(Ok(found)),
             (Ok(found), None) => {
-                self.netns = Some(found.clone());
+                self.known.netns = Some(found.clone());
                 Ok(Ok(found))
             }
             // The pod is gone, or another one has its place: there is nothing to clean up.
             _ => {
-                proxies.remove(&self.pod.uid).await?;
-                Ok(Err(Outcome::Gone(if self.netns.is_some() { "gone" } else { "" })))
+                proxies.remove(self.uid()).await?;
+                Ok(Err(Outcome::Gone(if self.known.netns.is_some() { "gone" } else { "" })))
             }
         }
     }
 
     fn open(&self) -> Result<NetNs> {
-        let netns = match &self.pod.netns {
-            None => return Err(Error::new(&code::NETNS_GONE, format!("pod {}: no network namespace is given", self.name()))),
-            Some(Place::Open(netns)) => netns.clone(),
-            Some(Place::Path(path)) => {
+        let netns = match (&self.wanted.given, &self.wanted.pod.netns) {
+            (Some(given), _) => given.netns.clone(),
+            (None, None) => return Err(Error::new(&code::NETNS_GONE, format!("pod {}: no network namespace is given", self.name()))),
+            (None, Some(Place::Open(netns))) => netns.clone(),
+            (None, Some(Place::Path(path))) => {
                 NetNs::open(path).map_err(|error| Error::caused(&code::NETNS_GONE, format!("open {}", path.display()), error))?
             }
         };
@@ -181,6 +318,6 @@ impl Task {
     }
 
     fn served_pod(&self) -> server::Pod {
-        server::Pod { uid: self.pod.uid.clone(), info: self.pod.info.clone(), netns: self.netns.clone() }
+        server::Pod { uid: self.uid().clone(), info: self.wanted.pod.info.clone(), netns: self.known.netns.clone() }
     }
 }

@@ -11,7 +11,7 @@ use crate::net::NetNs;
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Runs `work` inside the namespace on a thread that may block.
-pub(super) async fn inside<R: Send + 'static>(
+pub(in crate::agent) async fn inside<R: Send + 'static>(
     netns: &NetNs,
     failure: &'static Code,
     work: impl FnOnce() -> Result<R> + Send + 'static,
@@ -30,7 +30,7 @@ pub(super) async fn inside<R: Send + 'static>(
 /// Whether an interface of the calling thread's namespace has IPv6.
 ///
 /// Absent files mean a kernel without IPv6.
-pub(super) fn has_ipv6() -> bool {
+pub(in crate::agent) fn has_ipv6() -> bool {
     let Ok(interfaces) = std::fs::read_dir("/proc/sys/net/ipv6/conf") else { return false };
     let mut interfaces = interfaces.flatten().filter(|entry| entry.file_name() != "all" && entry.file_name() != "default");
     interfaces.any(|entry| std::fs::read_to_string(entry.path().join("disable_ipv6")).is_ok_and(|text| text.trim() == "0"))

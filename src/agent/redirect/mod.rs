@@ -1,6 +1,6 @@
 //! Redirection inside a pod's network namespace: what is wanted as a plan, and back-ends that put it into the kernel.
 
-mod inside;
+pub(super) mod inside;
 pub mod nft;
 pub mod plan;
 pub mod routes;
@@ -10,6 +10,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::base::Result;
 use crate::net::NetNs;
+
+pub(super) use inside::has_ipv6;
 
 /// Where the proxy listens inside a pod.
 pub mod port {

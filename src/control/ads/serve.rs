@@ -12,8 +12,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Session;
 use crate::base::{Str, drain};
+use crate::control::auth::{self, Authenticator, Credential, Proxy};
 use crate::control::index::Index;
-use crate::control::tokens::Tokens;
 use crate::wire::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use crate::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 
@@ -38,7 +38,7 @@ pub struct Counters {
 #[derive(Clone, Debug)]
 pub struct Ads {
     index: watch::Receiver<Arc<Index>>,
-    tokens: Arc<Tokens>,
+    callers: Arc<Authenticator>,
     drain: drain::Watch,
     counters: Arc<Counters>,
     slots: Arc<Semaphore>,
@@ -47,9 +47,9 @@ pub struct Ads {
 type Outcome = std::result::Result<DeltaDiscoveryResponse, Status>;
 
 impl Ads {
-    /// A service of that index to the holders of those tokens.
-    pub fn new(index: watch::Receiver<Arc<Index>>, tokens: Arc<Tokens>, drain: drain::Watch, counters: Arc<Counters>) -> Self {
-        Self { index, tokens, drain, counters, slots: Arc::new(Semaphore::new(MAX_STREAMS)) }
+    /// A service of that index to those callers that are proxies.
+    pub fn new(index: watch::Receiver<Arc<Index>>, callers: Arc<Authenticator>, drain: drain::Watch, counters: Arc<Counters>) -> Self {
+        Self { index, callers, drain, counters, slots: Arc::new(Semaphore::new(MAX_STREAMS)) }
     }
 }
 
@@ -61,7 +61,8 @@ impl AggregatedDiscoveryService for Ads {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> std::result::Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let node = self.tokens.caller(&request)?;
+        let proxy = self.callers.proxy(Credential::of(&request)).await.map_err(|error| auth::status(&error))?;
+        let node = proxy.node.clone();
         let slot = Arc::clone(&self.slots)
             .try_acquire_owned()
             .map_err(|_| Status::resource_exhausted(format!("more than {MAX_STREAMS} discovery streams")))?;
@@ -70,7 +71,8 @@ impl AggregatedDiscoveryService for Ads {
             session: Session::new(node.clone()),
             node,
             index: self.index.clone(),
-            tokens: Arc::clone(&self.tokens),
+            callers: Arc::clone(&self.callers),
+            proxy,
             counters: Arc::clone(&self.counters),
             sender,
             _slot: slot,
@@ -84,7 +86,8 @@ struct ClientStream {
     node: Str,
     session: Session,
     index: watch::Receiver<Arc<Index>>,
-    tokens: Arc<Tokens>,
+    callers: Arc<Authenticator>,
+    proxy: Proxy,
     counters: Arc<Counters>,
     sender: mpsc::Sender<Outcome>,
     _slot: OwnedSemaphorePermit,
@@ -128,8 +131,8 @@ impl ClientStream {
                     // First room, then the state: what a slow client is sent is the latest, never a queued one.
                     self.room().await?;
                     let index = self.index.borrow_and_update().clone();
-                    if !self.tokens.knows(&self.node) {
-                        return Err(Status::permission_denied(format!("the token of node {} is revoked (W7003)", self.node)));
+                    if !self.callers.is_valid(&self.proxy) {
+                        return Err(Status::permission_denied(format!("the token of node {} is revoked, or its pod is gone (W7003)", self.node)));
                     }
                     for response in self.session.advance(&index) {
                         self.send(response).await?;

@@ -10,6 +10,7 @@ use rcgen::{
 };
 use rustls_pki_types::CertificateDer;
 
+use super::material::pem;
 use crate::base::{Error, Result, code};
 
 /// A certificate begins this long before it is signed: clocks of nodes differ.
@@ -76,6 +77,16 @@ impl Authority {
     /// What a peer needs between a leaf and a root.
     pub fn intermediates(&self) -> &[CertificateDer<'static>] {
         &self.intermediates
+    }
+
+    /// When it can sign no more.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// The roots in PEM, one after the other.
+    pub fn roots_pem(&self) -> String {
+        self.roots.iter().map(|der| pem("CERTIFICATE", der)).collect()
     }
 
     /// What peers trust.

@@ -1,8 +1,10 @@
-//! The certificate authority: its key on disk, certificate requests, and who may have which certificate.
+//! The certificate authority: where its key is kept, certificate requests, and who may have which certificate.
 
 mod authority;
 mod csr;
 mod disk;
+mod material;
+pub(super) mod secret;
 mod service;
 #[cfg(test)]
 mod tests;

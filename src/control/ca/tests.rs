@@ -10,7 +10,7 @@ use rcgen::{
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::authority::Purpose;
-use super::{Authority, csr, disk};
+use super::{Authority, csr, material};
 use crate::base::code;
 
 fn request(key: &KeyPair) -> String {
@@ -80,10 +80,10 @@ fn requests_are_accepted_by_key_and_proof() {
     longer.push(0);
     let cases = [
         ("nonsense".to_owned(), "not in PEM"),
-        (disk::pem("CERTIFICATE REQUEST", b"junk"), "not PKCS#10"),
-        (disk::pem("CERTIFICATE REQUEST", &der[..der.len() - 9]), "not PKCS#10"),
-        (disk::pem("CERTIFICATE REQUEST", &longer), "not PKCS#10"),
-        (disk::pem("CERTIFICATE REQUEST", &forged), "its signature does not fit its key"),
+        (material::pem("CERTIFICATE REQUEST", b"junk"), "not PKCS#10"),
+        (material::pem("CERTIFICATE REQUEST", &der[..der.len() - 9]), "not PKCS#10"),
+        (material::pem("CERTIFICATE REQUEST", &longer), "not PKCS#10"),
+        (material::pem("CERTIFICATE REQUEST", &forged), "its signature does not fit its key"),
         (request(&KeyPair::generate_for(&PKCS_ECDSA_P521_SHA512).unwrap()), "the curve must be"),
         (" ".repeat(70_000), "larger than"),
     ];
@@ -135,7 +135,7 @@ fn keys_in_their_older_forms_are_read() {
         let key = KeyPair::generate_for(algorithm).unwrap();
         let (_, outer) = x509_parser::der_parser::parse_der(key.serialized_der()).unwrap();
         let inner = outer.as_sequence().unwrap()[2].as_slice().unwrap().to_vec();
-        plug_in(dir.path(), &key, &disk::pem(label, &inner));
+        plug_in(dir.path(), &key, &material::pem(label, &inner));
         let authority = Authority::open(dir.path(), "cluster.local").unwrap_or_else(|error| panic!("{label}: {error}"));
         authority.issue(&key, Vec::new(), Purpose::Server, Duration::from_secs(60)).unwrap();
     }

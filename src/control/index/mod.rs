@@ -84,9 +84,21 @@ impl Delta {
 /// An account: namespace and name.
 pub type Account = (Str, Str);
 
+/// A pod as authorization knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodRef {
+    /// Kubernetes gives each pod its own.
+    pub uid: Str,
+    /// Where it runs.
+    pub node: Str,
+    /// In its namespace.
+    pub service_account: Str,
+}
+
 /// One state of the mesh.
 #[derive(Debug, Default)]
 pub struct Index {
+    pods: HashMap<(Str, Str), PodRef>,
     trust_domain: String,
     /// 0 is the empty index.
     generation: u64,
@@ -117,6 +129,9 @@ impl Index {
         let mut index = Index { trust_domain: mesh.trust_domain().to_owned(), generation: previous.generation + 1, ..Index::default() };
         for pod in &mesh.pods {
             let workload = address::workload(mesh, pod);
+            let (uid, node) = (pod.effective_uid().as_str().into(), pod.node.as_str().into());
+            let known = PodRef { uid, node, service_account: pod.service_account.as_str().into() };
+            index.pods.insert((pod.namespace.as_str().into(), pod.name.as_str().into()), known);
             let node = index.nodes.entry(pod.node.as_str().into()).or_default();
             node.accounts.insert((pod.namespace.as_str().into(), pod.service_account.as_str().into()));
             let name: Str = workload.uid.as_str().into();
@@ -204,6 +219,11 @@ impl Index {
     /// The nodes on which pods run.
     pub fn nodes(&self) -> impl Iterator<Item = &Str> {
         self.nodes.keys()
+    }
+
+    /// The pod of that name.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<PodRef> {
+        self.pods.get(&(namespace.into(), name.into())).cloned()
     }
 
     /// Whether a pod of that account runs on that node.

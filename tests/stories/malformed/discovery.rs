@@ -22,7 +22,7 @@ use warren::wire::workload::{Address, Workload, address};
 use warren::wire::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 
 use crate::common::sandboxed_async;
-use crate::tools::{LIMIT, dump, metric, metrics, prepared, wait_for_tunnel};
+use crate::tools::{LIMIT, dump, metric, metrics, prepared, soon, wait_for_tunnel};
 
 #[test]
 fn unusable_resources_are_named_in_the_answer_and_the_others_apply() {
@@ -69,8 +69,10 @@ fn unusable_resources_are_named_in_the_answer_and_the_others_apply() {
             assert_eq!(count("workloads") + count("services"), good, "{dump}");
             let page = metrics(&mesh, 1);
             assert_eq!(metric(&page, "warren_xds_rejected_resources_total", &[ADDRESS_TYPE]), 3.0, "{page}");
-            let output = mesh.child("proxy-node1").unwrap().output();
-            assert!(output.lines().any(|line| line.contains("W4003") && line.contains("garbage")), "{output}");
+            soon(&mut mesh, "the log names what is rejected", |mesh| {
+                let output = mesh.child("proxy-node1").unwrap().output();
+                output.lines().any(|line| line.contains("W4003") && line.contains("garbage")).then_some(())
+            });
             mesh
         });
         drop(mesh.await.expect("the story goes on"));

@@ -1,13 +1,15 @@
 //! The netlink socket: sends batches, reads back what is in force.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::errno::Errno;
 use nix::sys::time::TimeVal;
 
-use super::encode::{self, Batch, TABLE};
+use super::encode::{self, Batch};
 use super::message::{Attributes, Head, error, find, message, number, replies};
 use crate::agent::redirect::plan::{Family, Plan};
 use crate::base::{Error, Result, code};
@@ -21,17 +23,19 @@ pub(super) struct Kernel {
     sequence: u32,
 }
 
-/// Our table as found in the kernel.
+/// A table of ours as found in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Found {
     fingerprint: Option<String>,
     rules: usize,
+    members: BTreeSet<IpAddr>,
 }
 
 impl Found {
     /// What is found when the plan is in force.
     pub(super) fn expected(plan: &Plan) -> Self {
-        Self { fingerprint: Some(plan.fingerprint()), rules: plan.rules() }
+        let members = plan.set.as_ref().map(|set| set.members.clone()).unwrap_or_default();
+        Self { fingerprint: Some(plan.fingerprint()), rules: plan.rules(), members }
     }
 }
 
@@ -71,22 +75,27 @@ impl Kernel {
         Ok(())
     }
 
-    /// Our table of that family.
-    pub(super) fn find(&mut self, family: Family) -> Result<Option<Found>> {
+    /// The table of that name and family, with the members of the set `set`.
+    pub(super) fn find(&mut self, table: &str, set: Option<&str>, family: Family) -> Result<Option<Found>> {
         let mut name = Attributes::default();
-        name.text(encode::TABLE_NAME, TABLE);
+        name.text(encode::TABLE_NAME, table);
         let mut found = None;
         let get = |kind, flags| Head { kind, flags, family: encode::family_number(family) };
         self.ask(get(number::GET_TABLE, number::ACK), &name, "read the table", |body| {
             let text = find(body, encode::TABLE_USERDATA).and_then(encode::read_comment);
-            found = Some(Found { fingerprint: text, rules: 0 });
+            found = Some(Found { fingerprint: text, rules: 0, members: BTreeSet::new() });
         })?;
         let Some(mut found) = found else { return Ok(None) };
-        let mut table = Attributes::default();
-        table.text(encode::RULE_TABLE, TABLE);
-        let mut rules = 0;
-        self.ask(get(number::GET_RULE, number::DUMP), &table, "read the rules", |_| rules += 1)?;
-        found.rules = rules;
+        let mut of_table = Attributes::default();
+        of_table.text(encode::RULE_TABLE, table);
+        self.ask(get(number::GET_RULE, number::DUMP), &of_table, "read the rules", |_| found.rules += 1)?;
+        if let Some(set) = set {
+            let mut of_set = Attributes::default();
+            of_set.text(encode::ELEMENTS_TABLE, table).text(encode::ELEMENTS_SET, set);
+            self.ask(get(number::GET_ELEMENTS, number::DUMP), &of_set, "read the set", |body| {
+                found.members.extend(encode::read_members(body));
+            })?;
+        }
         Ok(Some(found))
     }
 

@@ -14,6 +14,9 @@ pub(super) mod number {
     pub(crate) const NEW_CHAIN: u16 = SUBSYSTEM << 8 | 3;
     pub(crate) const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
     pub(crate) const GET_RULE: u16 = SUBSYSTEM << 8 | 7;
+    pub(crate) const NEW_SET: u16 = SUBSYSTEM << 8 | 9;
+    pub(crate) const NEW_ELEMENTS: u16 = SUBSYSTEM << 8 | 12;
+    pub(crate) const GET_ELEMENTS: u16 = SUBSYSTEM << 8 | 13;
     pub(crate) const REQUEST: u16 = 0x1;
     pub(crate) const ACK: u16 = 0x4;
     pub(crate) const DUMP: u16 = 0x300;
@@ -118,15 +121,18 @@ pub(super) fn error(reply: &Reply<'_>) -> Option<(i32, Option<String>)> {
 }
 
 /// The value of the first attribute of that kind.
-pub(super) fn find(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
-    loop {
-        let length = usize::from(u16_at(attributes, 0)?);
-        let value = attributes.get(4..length)?;
-        if u16_at(attributes, 2)? & !number::NESTED == kind {
-            return Some(value);
-        }
-        attributes = attributes.get(length.next_multiple_of(4)..)?;
-    }
+pub(super) fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(at, _)| *at == kind).map(|(_, value)| value)
+}
+
+/// Kind and value of every attribute of one level; stops at what is cut short.
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16_at(bytes, 0)?);
+        let (kind, value) = (u16_at(bytes, 2)? & !number::NESTED, bytes.get(4..length)?);
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {

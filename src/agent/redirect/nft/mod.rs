@@ -2,10 +2,11 @@
 //! once or leaves all as it was.
 
 mod encode;
+mod expression;
 mod kernel;
 mod message;
 
-use super::plan::{Family, Mode, Plan};
+use super::plan::{Family, Mode, Plan, TABLE};
 use super::{Options, Redirect, State, inside, routes};
 use crate::base::{Error, Result, code};
 use crate::net::NetNs;
@@ -26,19 +27,7 @@ impl Nft {
 
     async fn install(&self, netns: &NetNs, mode: Mode) -> Result<()> {
         let options = self.options;
-        inside::inside(netns, &code::REDIRECT_FAILED, move || {
-            let mut kernel = Kernel::open()?;
-            let wanted = plans(mode, &options);
-            let mut batch = Batch::new();
-            for family in families(&mut kernel, &wanted)? {
-                batch.remove(family);
-            }
-            for plan in &wanted {
-                batch.install(plan);
-            }
-            kernel.commit(batch)
-        })
-        .await
+        inside::inside(netns, &code::REDIRECT_FAILED, move || replace(TABLE, &plans(mode, &options))).await
     }
 }
 
@@ -49,7 +38,7 @@ impl Redirect for Nft {
             let mut kernel = Kernel::open()?;
             let mut found = Vec::new();
             for family in [Family::V4, Family::V6] {
-                if let Some(table) = kernel.find(family)? {
+                if let Some(table) = kernel.find(TABLE, None, family)? {
                     found.push((family, table));
                 }
             }
@@ -81,19 +70,7 @@ impl Redirect for Nft {
     async fn remove(&self, netns: &NetNs) -> Result<()> {
         // The table goes last: as long as it is there the namespace counts as not clean.
         routes::remove(netns).await?;
-        inside::inside(netns, &code::REDIRECT_FAILED, || {
-            let mut kernel = Kernel::open()?;
-            let families = families(&mut kernel, &[])?;
-            if families.is_empty() {
-                return Ok(());
-            }
-            let mut batch = Batch::new();
-            for family in families {
-                batch.remove(family);
-            }
-            kernel.commit(batch)
-        })
-        .await
+        inside::inside(netns, &code::REDIRECT_FAILED, || replace(TABLE, &[])).await
     }
 
     async fn connections(&self, netns: &NetNs) -> Result<usize> {
@@ -113,13 +90,34 @@ fn plans(mode: Mode, options: &Options) -> Vec<Plan> {
     plans
 }
 
-/// The families that are there or wanted: others are not touched, the kernel may not have them.
-fn families(kernel: &mut Kernel, wanted: &[Plan]) -> Result<Vec<Family>> {
-    let mut families = Vec::new();
+/// Whether the tables called `table` of the calling thread's namespace hold exactly these plans.
+pub(in crate::agent) fn holds(table: &str, plans: &[Plan]) -> Result<bool> {
+    let mut kernel = Kernel::open()?;
     for family in [Family::V4, Family::V6] {
-        if wanted.iter().any(|plan| plan.family == family) || kernel.find(family)?.is_some() {
-            families.push(family);
+        let plan = plans.iter().find(|plan| plan.family == family);
+        let set = plan.and_then(|plan| plan.set.as_ref()).map(|set| set.name);
+        if kernel.find(table, set, family)? != plan.map(Found::expected) {
+            return Ok(false);
         }
     }
-    Ok(families)
+    Ok(true)
+}
+
+/// Puts these plans, at most one for each family, in the place of all tables called `table` of the calling thread's
+/// namespace, at once.
+pub(in crate::agent) fn replace(table: &str, plans: &[Plan]) -> Result<()> {
+    let mut kernel = Kernel::open()?;
+    let mut batch = Batch::new();
+    let mut anything = !plans.is_empty();
+    for family in [Family::V4, Family::V6] {
+        // Families that are neither there nor wanted are not touched: the kernel may not have them.
+        if plans.iter().any(|plan| plan.family == family) || kernel.find(table, None, family)?.is_some() {
+            batch.remove(table, family);
+            anything = true;
+        }
+    }
+    for plan in plans {
+        batch.install(plan);
+    }
+    if anything { kernel.commit(batch) } else { Ok(()) }
 }

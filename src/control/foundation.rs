@@ -1,0 +1,154 @@
+//! What a control plane stands on: beside a mesh file its own directory, in a cluster the API server.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::api;
+use super::auth::Authenticator;
+use super::ca::Authority;
+use super::ca::secret::{Keeper, Trouble};
+use super::health::Stage;
+use super::index::Index;
+use super::metrics::Metrics;
+use super::publish::Publisher;
+use super::server::{Cluster, Settings};
+use super::source::{self, AnySource, Location, Snapshot, Source};
+use super::tokens::Tokens;
+use crate::base::{Result, code, drain};
+
+/// Between two attempts to reach an API server that is needed for the start; doubled each time up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+
+/// Where the start tells how far it is.
+pub(super) struct Report<'a> {
+    pub(super) stage: &'a watch::Sender<Stage>,
+    pub(super) trouble: Trouble,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+/// Authority and callers, and what keeps them current.
+pub(super) struct Foundation {
+    authority: watch::Receiver<Arc<Authority>>,
+    callers: Arc<Authenticator>,
+    ground: Ground,
+}
+
+enum Ground {
+    Directory { tokens: Arc<Tokens>, _authority: watch::Sender<Arc<Authority>> },
+    Cluster { cluster: Cluster, keeper: Box<Keeper>, authority: watch::Sender<Arc<Authority>>, trouble: Trouble, publisher: Publisher },
+}
+
+impl Foundation {
+    /// Opens what the settings name, and the source with its first state.
+    ///
+    /// # Errors
+    /// As [`super::Control::start`].
+    pub(super) async fn lay(
+        settings: &Settings,
+        index: &watch::Receiver<Arc<Index>>,
+        report: Report<'_>,
+    ) -> Result<(Self, AnySource, Snapshot)> {
+        match settings.source {
+            Location::File(_) => Self::on_directory(settings, index).await,
+            Location::Kubernetes => Self::on_cluster(settings, index, report).await,
+        }
+    }
+
+    async fn on_directory(settings: &Settings, index: &watch::Receiver<Arc<Index>>) -> Result<(Self, AnySource, Snapshot)> {
+        let mut source = source::open(&settings.source, &settings.cluster.namespace).await?;
+        let first = source.next().await?;
+        let authority = Arc::new(Authority::open(&settings.state_dir.join("ca"), first.mesh.trust_domain())?);
+        let tokens = Arc::new(Tokens::open(&settings.state_dir.join("tokens"))?);
+        let (sender, authority) = watch::channel(authority);
+        let callers = Arc::new(Authenticator::files(Arc::clone(&tokens), index.clone()));
+        Ok((Self { authority, callers, ground: Ground::Directory { tokens, _authority: sender } }, source, first))
+    }
+
+    async fn on_cluster(
+        settings: &Settings,
+        index: &watch::Receiver<Arc<Index>>,
+        report: Report<'_>,
+    ) -> Result<(Self, AnySource, Snapshot)> {
+        let cluster = settings.cluster.clone();
+        let client = api::connect().await?;
+        let mut source = source::open(&settings.source, &cluster.namespace).await?;
+        let first = patiently(&mut source, report.stage, async |source| source.next().await).await?;
+        let trust_domain = first.mesh.trust_domain();
+        let open = async |client: &mut kube::Client| Keeper::open(client.clone(), &cluster.namespace, trust_domain).await;
+        let (keeper, authority) = patiently(&mut client.clone(), report.stage, open).await?;
+        let (sender, authority) = watch::channel(Arc::new(authority));
+        let callers = Arc::new(Authenticator::cluster(client.clone(), cluster.proxies.clone(), index.clone()));
+        let publisher = Publisher::new(client, authority.clone(), report.metrics);
+        let ground = Ground::Cluster { cluster, keeper: Box::new(keeper), authority: sender, trouble: report.trouble, publisher };
+        Ok((Self { authority, callers, ground }, source, first))
+    }
+
+    /// The authority in force.
+    pub(super) fn authority(&self) -> watch::Receiver<Arc<Authority>> {
+        self.authority.clone()
+    }
+
+    /// Who may call.
+    pub(super) fn callers(&self) -> Arc<Authenticator> {
+        Arc::clone(&self.callers)
+    }
+
+    /// Tokens that have to be made for the nodes of the source.
+    pub(super) fn tokens(&self) -> Option<Arc<Tokens>> {
+        match &self.ground {
+            Ground::Directory { tokens, .. } => Some(Arc::clone(tokens)),
+            Ground::Cluster { .. } => None,
+        }
+    }
+
+    /// Names under which it is reached.
+    pub(super) fn names(&self) -> Vec<String> {
+        match &self.ground {
+            Ground::Directory { .. } => Vec::new(),
+            Ground::Cluster { cluster, .. } => {
+                let name = format!("warren-control.{}", cluster.namespace);
+                vec![format!("{name}.svc"), format!("{name}.svc.cluster.local"), name]
+            }
+        }
+    }
+
+    /// Starts what keeps it current; returns what must not be dropped before the end.
+    pub(super) fn keep(self, tasks: &mut JoinSet<()>, drain: &drain::Watch) {
+        match self.ground {
+            Ground::Directory { tokens: _, _authority } => {
+                let mut drain = drain.clone();
+                // Whoever follows the authority takes a closed channel for the end.
+                tasks.spawn(async move {
+                    let _authority = _authority;
+                    drain.started().await;
+                });
+            }
+            Ground::Cluster { keeper, authority, trouble, publisher, .. } => {
+                tasks.spawn(keeper.follow(authority, trouble, drain.clone()));
+                tasks.spawn(publisher.run(drain.clone()));
+            }
+        }
+    }
+}
+
+/// Repeats `attempt` until it succeeds: an API server that is away comes back, a role that is missing is installed, a
+/// broken Secret is mended, and nothing is gained by starting anew meanwhile.
+async fn patiently<S, T>(state: &mut S, stage: &watch::Sender<Stage>, attempt: impl AsyncFn(&mut S) -> Result<T>) -> Result<T> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match attempt(state).await {
+            Ok(value) => return Ok(value),
+            Err(error) if error.code() == &code::BAD_SETTING || error.code() == &code::BAD_FILE => return Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "cannot start yet");
+                stage.send_replace(Stage::Starting(error.to_string()));
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}

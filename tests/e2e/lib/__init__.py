@@ -1,0 +1,1 @@
+"""What the stories of the end-to-end test are told with."""
