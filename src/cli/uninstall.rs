@@ -179,7 +179,9 @@ impl Cluster {
                 Step::Rest => {
                     let purges = self.purges().await?.into_iter();
                     let mut left: Vec<String> = purges.filter_map(|(node, left)| left.map(|left| format!("{node}: {left}"))).collect();
-                    for (app, name) in [(PROXY, "the proxy"), (CONTROL, "a control plane")] {
+                    // What comes after the purge is waited for by then only.
+                    let later: &[_] = if left.is_empty() { &[(PROXY, "the proxy"), (CONTROL, "a control plane")] } else { &[] };
+                    for (app, name) in later {
                         left.extend(self.nodes_of(app).await?.into_iter().map(|node| format!("{name} of {node} runs")));
                     }
                     Ok::<_, Error>(left)

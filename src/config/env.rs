@@ -35,7 +35,7 @@ variables! {
     NODE_NAME "NODE_NAME" "" "Name of the node. Empty: workloads of any node count as local.";
     NETWORK "NETWORK" "" "Network id of the node.";
     CLUSTER_ID "CLUSTER_ID" "Kubernetes" "Cluster id; `ISTIO_META_CLUSTER_ID` wins.";
-    TRUST_DOMAIN "TRUST_DOMAIN" "" "Accepted for compatibility, without effect: a record that names no trust domain is of `cluster.local`.";
+    TRUST_DOMAIN "TRUST_DOMAIN" "" "Of pods that the control plane has not told of yet. Empty: that of others it told of, or else `cluster.local`. Records have their own.";
     XDS_ADDRESS "XDS_ADDRESS" "https://istiod.istio-system.svc:15012 in a cluster, else https://localhost:15012" "Control plane. Empty: none.";
     XDS_ROOT_CA "XDS_ROOT_CA" "./var/run/secrets/istio/root-cert.pem" "What verifies the control plane: a path, `SYSTEM`, or PEM text.";
     ALT_XDS_HOSTNAME "ALT_XDS_HOSTNAME" "" "A second name the control plane's certificate may carry.";

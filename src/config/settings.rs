@@ -25,6 +25,8 @@ pub struct Settings {
     pub network: Str,
     /// Cluster id.
     pub cluster: Str,
+    /// Of pods that the control plane has not told of yet; without it, as of those that it told of.
+    pub trust_domain: Option<Str>,
     /// Where workloads, services and policies come from.
     pub xds: Option<Server>,
     /// Who signs.
@@ -178,6 +180,7 @@ impl Settings {
             node: vars.text(&env::NODE_NAME).unwrap_or_default().into(),
             network: vars.text(&env::NETWORK).unwrap_or_default().into(),
             cluster: cluster.into(),
+            trust_domain: vars.some(&env::TRUST_DOMAIN).map(Into::into),
             xds: server(vars, &XDS),
             ca: ca(vars)?,
             secret_ttl: vars.duration(&env::SECRET_TTL, Duration::from_secs(86_400))?,

@@ -30,6 +30,14 @@ const BACKOFF_MAX: Duration = Duration::from_secs(150);
 /// A certificate that is past its half life on arrival is not renewed faster than this.
 const SHORTEST_RENEWAL: Duration = Duration::from_secs(1);
 
+/// Intervals after the first failures of a new identity, in which its callers still wait: the control plane may hear of
+/// a pod a moment later than the node.
+const PATIENCE: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(300)];
+
+/// How long a certificate is kept after the last pod with its identity has left, not renewed: the next pod of that
+/// account starts with it, also while the authority is away.
+pub(super) const LINGER: Duration = Duration::from_secs(600);
+
 /// What callers of one identity see.
 #[derive(Clone)]
 pub(super) enum State {
@@ -44,6 +52,10 @@ struct Entry {
     /// None while a call is under way.
     due: Option<Instant>,
     backoff: Option<Duration>,
+    /// Failures since the identity came, while it has no answer.
+    early_failures: usize,
+    /// No pod has it any more; when it is forgotten.
+    until: Option<Instant>,
     /// Tells the answer for this entry from that for a forgotten one of the same name.
     generation: u64,
 }
@@ -81,27 +93,54 @@ impl Queue {
     /// Follows an identity. One that is not known yet is due now; one that still has no answer gets the higher priority.
     /// Says whether the scheduler has to look again.
     pub(super) fn want(&mut self, id: &SpiffeId, priority: Priority, now: Instant) -> (watch::Receiver<State>, bool) {
+        self.expire(now);
         if let Some(entry) = self.entries.get_mut(id) {
+            // A connection that ends with its pod does not make the identity stay.
+            let back = priority == Priority::Warmup && entry.until.take().is_some();
             let raise = priority < entry.priority && matches!(*entry.state.borrow(), State::Initializing);
             if raise {
                 entry.priority = priority;
             }
-            return (entry.state.subscribe(), raise);
+            return (entry.state.subscribe(), raise || back);
         }
         self.generations += 1;
         let (state, receiver) = watch::channel(State::Initializing);
-        let entry = Entry { state, priority, due: Some(now), backoff: None, generation: self.generations };
+        let entry = Entry { state, priority, due: Some(now), backoff: None, early_failures: 0, until: None, generation: self.generations };
         self.entries.insert(id.clone(), entry);
         (receiver, true)
     }
 
-    pub(super) fn forget(&mut self, id: &SpiffeId) -> bool {
-        self.entries.remove(id).is_some()
+    /// No pod has the identity any more: what is valid is kept for a while, what is not yet or no longer is forgotten.
+    /// Says whether the scheduler has to look again.
+    pub(super) fn release(&mut self, id: &SpiffeId, now: Instant) -> bool {
+        let Some(entry) = self.entries.get_mut(id) else { return false };
+        let expires = match &*entry.state.borrow() {
+            State::Available { expires, .. } if *expires > now => Some(*expires),
+            _ => None,
+        };
+        match expires {
+            Some(expires) => entry.until = Some(expires.min(now + LINGER)),
+            None => drop(self.entries.remove(id)),
+        }
+        true
+    }
+
+    /// Forgets the identity without pods that would be forgotten first, if there is one.
+    pub(super) fn make_room(&mut self) {
+        let lingering = self.entries.iter().filter_map(|(id, entry)| Some((entry.until?, id)));
+        if let Some(id) = lingering.min().map(|(_, id)| id.clone()) {
+            self.entries.remove(&id);
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        self.entries.retain(|_, entry| entry.until.is_none_or(|until| until > now));
     }
 
     /// The most urgent identity that is due, now marked as under way.
     pub(super) fn next(&mut self, now: Instant) -> Option<Call> {
-        let due = self.entries.iter_mut().filter_map(|(id, entry)| {
+        self.expire(now);
+        let due = self.entries.iter_mut().filter(|(_, entry)| entry.until.is_none()).filter_map(|(id, entry)| {
             let due = entry.due.filter(|due| *due <= now)?;
             Some((entry.priority, due, id, entry))
         });
@@ -110,9 +149,9 @@ impl Queue {
         Some(Call { id: id.clone(), generation: entry.generation })
     }
 
-    /// When the next one is due.
+    /// When the next one is due, or to be forgotten.
     pub(super) fn wake(&self) -> Option<Instant> {
-        self.entries.values().filter_map(|entry| entry.due).min()
+        self.entries.values().filter_map(|entry| entry.until.or(entry.due)).min()
     }
 
     /// Takes the answer of a call; one for a forgotten identity is dropped. `jitter` is a factor around 1.
@@ -120,6 +159,14 @@ impl Queue {
         let Some(entry) = self.entries.get_mut(&call.id).filter(|entry| entry.generation == call.generation) else {
             return;
         };
+        if let (Err(error), Some(pause)) = (&result, PATIENCE.get(entry.early_failures))
+            && matches!(*entry.state.borrow(), State::Initializing)
+        {
+            entry.early_failures += 1;
+            entry.due = Some(now + pause.mul_f64(jitter));
+            tracing::debug!(identity = %call.id, %error, "no certificate yet");
+            return;
+        }
         entry.priority = Priority::Background;
         match result {
             Ok(signed) => {

@@ -89,7 +89,7 @@ impl CertificateStore {
         }
     }
 
-    /// Fetches `id` in the background, before anybody needs it.
+    /// Fetches `id` in the background, before anybody needs it, and keeps it until it is released.
     ///
     /// # Errors
     /// Too many identities.
@@ -97,9 +97,10 @@ impl CertificateStore {
         self.want(id, Priority::Warmup).map(drop)
     }
 
-    /// Ends renewal of `id`; whoever waits for it gets an error.
-    pub fn forget(&self, id: &SpiffeId) {
-        if self.shared.queue.lock().forget(id) {
+    /// No pod has `id` any more: it is no longer renewed. A valid certificate is kept for ten minutes, for the next pod;
+    /// without one, whoever waits for it gets an error.
+    pub fn release(&self, id: &SpiffeId) {
+        if self.shared.queue.lock().release(id, Instant::now()) {
             self.shared.changed.notify_one();
         }
     }
@@ -124,6 +125,9 @@ impl CertificateStore {
 
     fn want(&self, id: &SpiffeId, priority: Priority) -> Result<tokio::sync::watch::Receiver<State>> {
         let mut queue = self.shared.queue.lock();
+        if queue.len() >= MAX_IDENTITIES && !queue.contains(id) {
+            queue.make_room();
+        }
         if queue.len() >= MAX_IDENTITIES && !queue.contains(id) {
             return Err(Error::new(&code::CAPACITY, format!("{MAX_IDENTITIES} identities on one node")));
         }

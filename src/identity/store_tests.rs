@@ -105,12 +105,12 @@ async fn a_failure_is_cached_and_retried_ever_more_slowly() {
         store.certificate(&who).await.unwrap_err();
         assert!(start.elapsed().is_zero());
     }
-    assert_eq!(authority.calls(&who), 1, "callers do not start attempts");
+    assert_eq!(authority.calls(&who), 3, "callers do not start attempts beyond the early ones");
     assert!(store.list()[0].state.to_string().starts_with("Unavailable: "));
     // 1 + 2 + 4 + … + 128 + 150 + 150, each ±20 %.
     tokio::time::sleep(Duration::from_secs(570)).await;
     let calls = authority.calls(&who);
-    assert!((9..=12).contains(&calls), "{calls}");
+    assert!((11..=14).contains(&calls), "{calls}");
     *authority.failing.lock() = false;
     tokio::time::sleep(Duration::from_secs(180)).await;
     store.certificate(&who).await.unwrap();
@@ -130,7 +130,22 @@ async fn a_valid_certificate_outlives_the_authority_until_it_expires() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn forgetting_frees_waiters_and_ends_renewal() {
+async fn a_new_identity_that_is_refused_at_first_is_waited_for() {
+    let (store, authority, _directory) = store(Duration::ZERO);
+    let who = id("a");
+    *authority.failing.lock() = true;
+    let waiting = tokio::spawn({
+        let (store, who) = (store.clone(), who.clone());
+        async move { store.certificate(&who).await }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    *authority.failing.lock() = false;
+    waiting.await.unwrap().unwrap();
+    assert_eq!(authority.calls(&who), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn release_frees_waiters_and_ends_renewal() {
     let (store, authority, _directory) = store(Duration::from_secs(5));
     let who = id("a");
     let waiting = tokio::spawn({
@@ -138,9 +153,45 @@ async fn forgetting_frees_waiters_and_ends_renewal() {
         async move { store.certificate(&who).await }
     });
     tokio::time::sleep(Duration::from_secs(1)).await;
-    store.forget(&who);
+    store.release(&who);
     assert_eq!(waiting.await.unwrap().unwrap_err().code().id, code::UNKNOWN_LOCAL.id);
     tokio::time::sleep(Duration::from_secs(24 * 3600)).await;
     assert_eq!(authority.calls(&who), 1);
     assert!(store.list().is_empty(), "the late answer is dropped");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_released_certificate_serves_the_next_pod_for_a_while() {
+    let (store, authority, _directory) = store(Duration::ZERO);
+    let who = id("a");
+    store.prefetch(&who).unwrap();
+    let first = store.certificate(&who).await.unwrap();
+    store.release(&who);
+    tokio::time::sleep(Duration::from_secs(599)).await;
+    *authority.failing.lock() = true;
+    store.prefetch(&who).unwrap();
+    assert!(Arc::ptr_eq(&first, &store.certificate(&who).await.unwrap()), "without the authority");
+    tokio::time::sleep(Duration::from_secs(12 * 3600)).await;
+    assert!(authority.calls(&who) > 1, "it is renewed again");
+
+    store.release(&who);
+    let calls = authority.calls(&who);
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    store.certificate(&who).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(301)).await;
+    assert!(store.list().is_empty(), "a connection alone does not keep it");
+    assert_eq!(authority.calls(&who), calls, "nor is it renewed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn identities_without_pods_make_room() {
+    let (store, _authority, _directory) = store(Duration::ZERO);
+    for number in 0..MAX_IDENTITIES {
+        store.prefetch(&id(&format!("a{number}"))).unwrap();
+    }
+    store.certificate(&id("a7")).await.unwrap();
+    assert_eq!(store.prefetch(&id("b")).unwrap_err().code().id, code::CAPACITY.id);
+    store.release(&id("a7"));
+    store.prefetch(&id("b")).unwrap();
+    assert!(store.list().iter().all(|listed| listed.id != id("a7")));
 }

@@ -38,8 +38,7 @@ pub(super) async fn serve(pod: Arc<Pod>, socket: TcpStream, drain: Watch) {
 
 async fn tunnel(pod: &Arc<Pod>, socket: TcpStream, peer: ClientAddr, local: NextHop, mut drain: Watch) -> Result<()> {
     let place = pod.stranger()?;
-    let workload = pod.shared.mesh.wait_local(&pod.local, LOCAL_LIMIT).await?;
-    let certificate = pod.shared.certificates.certificate(&workload.identity()?).await?;
+    let certificate = pod.shared.certificates.certificate(&pod.who().identity()?).await?;
     let (stream, identity) = tls::accept(socket, &certificate, TLS_LIMIT).await?;
     drop(place);
     let mut server = Server::handshake(stream, &server_settings(&pod.shared.settings)).await?;
@@ -117,6 +116,7 @@ async fn admit(pod: &Pod, tunnel: &Tunnel, incoming: &Incoming) -> Result<Admitt
     if incoming.method != http::Method::CONNECT {
         return Err(Error::new(&code::BAD_METHOD, format!("expected method CONNECT, got {}", shorten(incoming.method.as_str()))));
     }
+    // Only the control plane knows which policies are attached to the pod: nothing is let in before it has told.
     let workload = pod.shared.mesh.wait_local(&pod.local, LOCAL_LIMIT).await?;
     let target = Target::parse(&incoming.authority)?;
     let mesh = pod.shared.mesh.snapshot();

@@ -10,7 +10,7 @@ use super::parties::{party, service_name};
 use super::pod::Pod;
 use super::relay::{self, Side};
 use super::track::Entry;
-use super::{HBONE_PORT, LOCAL_LIMIT, headers, is_own_port};
+use super::{HBONE_PORT, headers, is_own_port};
 use crate::base::addr::{ClientAddr, NextHop, OrigDst};
 use crate::base::{Error, Result, code};
 use crate::hbone;
@@ -28,7 +28,7 @@ pub(super) async fn serve(pod: Arc<Pod>, app: TcpStream) {
         return;
     };
     pod.sockets.tune(&app);
-    match plan(&pod, client, original, app.local_addr().ok()).await {
+    match plan(&pod, client, original, app.local_addr().ok()) {
         Ok(plan) => carry(&pod, app, client, original, plan).await,
         Err(error) => {
             relay::reset(&app);
@@ -54,12 +54,12 @@ enum Via {
     Tunnel { authority: String, destinations: Vec<SpiffeId> },
 }
 
-async fn plan(pod: &Pod, client: ClientAddr, original: OrigDst, local: Option<SocketAddr>) -> Result<Plan> {
+fn plan(pod: &Pod, client: ClientAddr, original: OrigDst, local: Option<SocketAddr>) -> Result<Plan> {
     let own = original.ip().is_loopback() || original.ip() == client.ip() || local.is_some_and(|local| OrigDst::new(local) == original);
     if own && is_own_port(original.port()) {
         return Err(Error::new(&code::RECURSIVE_CALL, format!("attempted recursive call to {original}")));
     }
-    let source = pod.shared.mesh.wait_local(&pod.local, LOCAL_LIMIT).await?;
+    let source = pod.who();
     let identity = source.identity()?;
     let route = resolve::route(&pod.shared.mesh.snapshot(), &source, original.addr(), &mut rand::rng())?;
     let plan = |hop, via, destination, service| Plan { hop, via, source: source.clone(), identity: identity.clone(), destination, service };

@@ -1,8 +1,8 @@
 //! One pod of this node and everything that is open in it; and all of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -20,7 +20,7 @@ use crate::config::Settings;
 use crate::config::settings::OriginalSource;
 use crate::hbone;
 use crate::identity::{Certificate, CertificateStore, SpiffeId};
-use crate::mesh::{LocalWorkload, MeshStore};
+use crate::mesh::{LocalWorkload, MeshStore, Protocol, Workload};
 use crate::net::NetNs;
 use crate::net::socket::{self, SocketFactory};
 use crate::policy::{self, Verdict};
@@ -45,6 +45,36 @@ pub struct Shared {
     pub limits: Limits,
     /// Places for connections whose other end nobody vouches for, of all pods together.
     pub strangers: Semaphore,
+}
+
+impl Shared {
+    /// The node, if it is known.
+    fn node(&self) -> Option<&str> {
+        Some(&*self.settings.node).filter(|node| !node.is_empty())
+    }
+
+    /// The workload of a pod that the control plane has not told of, as far as it can be known without.
+    fn newcomer(&self, local: &LocalWorkload) -> Workload {
+        let Settings { cluster, network, node, trust_domain, .. } = &self.settings;
+        let mut workload =
+            Workload::new(format!("{cluster}//Pod/{}/{}", local.namespace, local.name), local.name.clone(), local.namespace.clone());
+        workload.service_account = local.service_account.clone();
+        workload.cluster_id = cluster.clone();
+        workload.network = network.clone();
+        workload.node = node.clone();
+        workload.protocol = Protocol::HBONE;
+        // What is the same for all pods of a node, or of a cluster, others have been told of.
+        let mesh = self.mesh.snapshot();
+        let neighbour = mesh.workloads().find(|other| other.cluster_id == *cluster && !node.is_empty() && other.node == *node);
+        if let Some(neighbour) = neighbour {
+            workload.locality = neighbour.locality.clone();
+        }
+        let kin = neighbour.or_else(|| mesh.workloads().find(|other| other.cluster_id == *cluster));
+        if let Some(trust_domain) = trust_domain.as_ref().or(kin.map(|kin| &kin.trust_domain)) {
+            workload.trust_domain = trust_domain.clone();
+        }
+        workload
+    }
 }
 
 /// How many connections may be open, by who decides about them. A connection holds one or two descriptors.
@@ -76,14 +106,31 @@ pub(super) struct Pod {
     pub(super) pool: hbone::Pool,
     pub(super) connections: Arc<Connections>,
     pub(super) series: Series,
-    /// Known as soon as the pod's workload is.
-    identity: OnceLock<SpiffeId>,
+    /// What the agent says of it, for as long as the control plane has not told more.
+    newcomer: Arc<Workload>,
+    /// Those whose certificates are held for it.
+    identities: Mutex<BTreeSet<SpiffeId>>,
     /// Places for connections that arrive in tunnels: a peer with many tunnels must not take all descriptors.
     pub(super) streams: Arc<Semaphore>,
     transparent: bool,
 }
 
 impl Pod {
+    /// Who the pod is: as the control plane has it, or else as the agent does. A pod has its address, and with that its
+    /// workload, only after its first instruction may have run; it must not wait for that to open a connection.
+    pub(super) fn who(&self) -> Arc<Workload> {
+        let known = self.shared.mesh.snapshot().local_workload(&self.local, self.shared.node()).cloned();
+        known.unwrap_or_else(|| self.newcomer.clone())
+    }
+
+    /// Has a certificate for the identity ready, before the first connection needs it, until the pod is gone.
+    fn hold_certificate(&self, id: SpiffeId) {
+        if let Err(error) = self.shared.certificates.prefetch(&id) {
+            tracing::warn!(pod = %self.local, %error, "no certificate can be had");
+        }
+        self.identities.lock().insert(id);
+    }
+
     /// Why policy refuses a connection now; `None` lets it through.
     pub(super) fn permit(&self, subject: &Subject) -> Option<Error> {
         self.refusal(subject).map(|reason| Error::new(&code::POLICY_DENIED, format!("connection closed due to policy rejection: {reason}")))
@@ -96,9 +143,8 @@ impl Pod {
 
     fn refusal(&self, subject: &Subject) -> Option<String> {
         let mesh = self.shared.mesh.snapshot();
-        let node = Some(&*self.shared.settings.node).filter(|node| !node.is_empty());
-        // Asked of the workload as it is now: a policy that was attached since counts.
-        let Some(workload) = mesh.local_workload(&self.local, node) else { return Some("workload not found".to_owned()) };
+        // Asked of the workload as it is now: a policy that was attached since counts. One that is not known may have any.
+        let Some(workload) = mesh.local_workload(&self.local, self.shared.node()) else { return Some("workload not found".to_owned()) };
         let identity = subject.identity.as_ref().map(policy::Peer::from);
         let connection = policy::Connection { source: subject.source, destination: subject.destination, identity };
         match policy::evaluate(&mesh, workload, &connection) {
@@ -208,13 +254,15 @@ impl Pods {
             return Err(Error::new(&code::POD_START, "ENABLE_ORIG_SRC=true, but the kernel refuses IP_TRANSPARENT"));
         }
         let dialer = Arc::new(Dialer { sockets: sockets.clone(), certificates: self.shared.certificates.clone() });
+        let newcomer = Arc::new(self.shared.newcomer(&local));
         let pod = Arc::new(Pod {
             local,
+            newcomer,
             pool: hbone::Pool::new(pool_settings(&self.shared.settings), dialer),
             sockets,
             connections: Arc::default(),
             series: Series::new(&self.shared.metrics),
-            identity: OnceLock::new(),
+            identities: Mutex::default(),
             streams: Arc::new(Semaphore::new(self.shared.limits.streams)),
             transparent,
             shared: self.shared.clone(),
@@ -224,7 +272,12 @@ impl Pods {
         let changed = self.shared.mesh.changed();
         let review = AbortOnDropHandle::new(tokio::spawn(review(pod.clone(), changed)));
         spawn_listeners(&pod, [out, plain, tunnels], &watch);
-        tokio::spawn(prefetch(pod.clone(), watch));
+        // At once: it is fetched while the pod is still being set up.
+        match pod.who().identity() {
+            Ok(id) => pod.hold_certificate(id),
+            Err(error) => tracing::warn!(pod = %pod.local, %error, "no certificate can be had"),
+        }
+        tokio::spawn(become_known(pod.clone(), watch));
         self.running.lock().insert(uid.to_owned(), Running { pod, drain: trigger, _review: review });
         self.shared.metrics.pods_active.inc();
         self.shared.metrics.pods_started.inc();
@@ -259,21 +312,22 @@ impl Serve for ServePods {
 
     async fn stop(&mut self, uid: &str) {
         let Some(running) = self.0.running.lock().remove(uid) else { return };
-        let identity = running.pod.identity.get().cloned();
+        let pod = running.pod.clone();
         running.stop(Duration::ZERO).await;
         // Not before: a connection that is open still may ask for it, and would bring it back for good.
-        if let Some(identity) = identity {
-            self.0.forget_identity(&identity);
+        let identities = std::mem::take(&mut *pod.identities.lock());
+        for identity in identities {
+            self.0.release_identity(&identity);
         }
     }
 }
 
 impl Pods {
     /// Gives the certificate up when the last pod with that identity is gone.
-    fn forget_identity(&self, gone: &SpiffeId) {
-        let still_used = self.running.lock().values().any(|running| running.pod.identity.get() == Some(gone));
+    fn release_identity(&self, gone: &SpiffeId) {
+        let still_used = self.running.lock().values().any(|running| running.pod.identities.lock().contains(gone));
         if !still_used {
-            self.shared.certificates.forget(gone);
+            self.shared.certificates.release(gone);
         }
     }
 }
@@ -298,8 +352,8 @@ async fn review(pod: Arc<Pod>, mut changed: watch::Receiver<u64>) {
     }
 }
 
-/// Has the certificate ready before the first connection needs it.
-async fn prefetch(pod: Arc<Pod>, mut drain: drain::Watch) {
+/// The control plane may know the pod by another identity than the agent: of another trust domain.
+async fn become_known(pod: Arc<Pod>, mut drain: drain::Watch) {
     let known = async {
         loop {
             match pod.shared.mesh.wait_local(&pod.local, LOCAL_LIMIT).await {
@@ -309,12 +363,10 @@ async fn prefetch(pod: Arc<Pod>, mut drain: drain::Watch) {
         }
     };
     tokio::select! {
-        workload = known => {
-            let fetched = workload.identity().and_then(|id| pod.shared.certificates.prefetch(pod.identity.get_or_init(|| id)));
-            if let Err(error) = fetched {
-                tracing::warn!(pod = %pod.local, %error, "no certificate can be had");
-            }
-        }
+        workload = known => match workload.identity() {
+            Ok(id) => pod.hold_certificate(id),
+            Err(error) => tracing::warn!(pod = %pod.local, %error, "no certificate can be had"),
+        },
         _ = drain.started() => {}
     }
 }

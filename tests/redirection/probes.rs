@@ -16,7 +16,7 @@ use warren::agent::redirect::{Options, Redirect, State};
 use warren::base::code;
 use warren::net::NetNs;
 
-use crate::world::{Accepted, World, accept, both_families, listen};
+use crate::world::{Accepted, LIMIT, World, accept, both_families, listen};
 
 /// A shell in the host's namespace that waits for commands. It ends with its handle.
 struct Shell(Child);
@@ -43,6 +43,14 @@ impl Drop for Shell {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+fn patiently(what: &str, mut done: impl FnMut() -> bool) {
+    let begun = std::time::Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < LIMIT, "{what}");
+        std::thread::park_timeout(Duration::from_millis(10));
     }
 }
 
@@ -74,14 +82,8 @@ impl Group {
     }
 
     fn remove(&self) {
-        for _ in 0..500 {
-            if fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            // Processes that were killed are in it until they are buried.
-            std::thread::park_timeout(Duration::from_millis(10));
-        }
-        panic!("{} cannot be removed", self.0.display());
+        // Processes that were killed are in it until they are buried.
+        patiently("the control group can be removed", || fs::remove_dir(&self.0).is_ok());
     }
 }
 
@@ -125,12 +127,7 @@ impl<'a> Node<'a> {
         };
         let shell = Shell::start(&self.world.host, &mut command);
         let name = format!("/proc/{}/comm", shell.pid());
-        let mut turns = 0;
-        while fs::read_to_string(&name).expect("it runs").trim() != "kubelet" {
-            turns += 1;
-            assert!(turns < 500, "the shell becomes the kubelet");
-            std::thread::park_timeout(Duration::from_millis(10));
-        }
+        patiently("the shell becomes the kubelet", || fs::read_to_string(&name).expect("it runs").trim() == "kubelet");
         shell
     }
 
@@ -198,6 +195,41 @@ fn only_the_kubelet_passes_where_it_has_a_control_group_of_its_own() {
         node.reaches_application(&mut kubelet);
         world.wait(node.table.remove()).expect("remove");
         node.reaches_proxy(&mut kubelet);
+    });
+}
+
+#[test]
+fn a_node_that_is_a_container_sees_its_own_control_groups() {
+    both_families(|world| {
+        let mut node = Node::new(world);
+        let (outer, mount) = match Group::new() {
+            Ok(outer) => (outer, tempfile::tempdir().expect("temporary directory")),
+            Err(why) => {
+                eprintln!("no control group can be made here, so that a node has none either: {why}");
+                return;
+            }
+        };
+        // Its processes see their paths from the group in which it was started.
+        let script =
+            "echo $$ > \"$0/cgroup.procs\" && exec unshare --cgroup --mount sh -c 'mount -t cgroup2 none \"$0\" && exec sh' \"$1\"";
+        let init = Shell::start(&world.host, Command::new("sh").arg("-c").arg(script).arg(&outer.0).arg(mount.path()));
+        let mounts = format!("/proc/{}/mountinfo", init.pid());
+        patiently("the node has mounted its control groups", || {
+            fs::read_to_string(&mounts).is_ok_and(|mounts| mounts.contains(&mount.path().display().to_string()))
+        });
+        node.table = ProbeTable::new(Options::default(), "/proc".into(), init.pid());
+        let inner = Group(outer.0.join("kubelet"));
+        fs::create_dir(&inner.0).expect("make");
+        let mut kubelet = node.kubelet(Some(&inner));
+        node.set();
+        let known = node.table.known().expect("the kubelet is known");
+        assert_eq!(known.why, "/kubelet", "{known:?}");
+        assert!(matches!(known.sender, Sender::Group { .. }), "{known:?}");
+        node.reaches_application(&mut kubelet);
+        let mut other = std::mem::replace(&mut node.other, Shell::start(&world.host, &mut Command::new("sh")));
+        node.reaches_proxy(&mut other);
+        // The inner group goes before the outer one.
+        drop((kubelet, inner, init));
     });
 }
 

@@ -14,6 +14,7 @@ mod destinations;
 mod hostile;
 mod malformed;
 mod many;
+mod newcomers;
 mod peers;
 mod shutdown;
 mod tools;

@@ -118,9 +118,10 @@ impl Node {
     fn directory(&self, path: &str) -> std::result::Result<PathBuf, String> {
         let mounts = self.path(self.init, "mountinfo");
         let text = fs::read_to_string(&mounts).map_err(|error| format!("{}: {error}", mounts.display()))?;
-        let (root, mount) =
-            text.lines().find_map(group_mount).ok_or_else(|| "the node has no control groups of version 2 mounted".to_owned())?;
-        let below = Path::new(path).strip_prefix(root).map_err(|_| format!("{path} is outside of the control groups that are mounted"))?;
+        // A node that is a container may see the machine's mount beside its own.
+        let below = |(root, mount)| Some((mount, Path::new(path).strip_prefix(root).ok()?));
+        let found = text.lines().filter_map(group_mount).find_map(below);
+        let (mount, below) = found.ok_or_else(|| format!("the node has no control groups of version 2 mounted that show {path}"))?;
         let mount = Path::new(mount).strip_prefix("/").unwrap_or(Path::new(mount));
         Ok(self.path(self.init, "root").join(mount).join(below))
     }

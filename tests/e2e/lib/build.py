@@ -1,7 +1,7 @@
 """What the test runs, built once into a cache outside of the checkout: Kubernetes, helm, CoreDNS, images."""
-import contextlib, fcntl, hashlib, json, os, shutil, subprocess, sys, tempfile
+import contextlib, fcntl, hashlib, json, os, shutil, sys, tempfile
 
-from .shell import Failed, check, run
+from .shell import check, run
 
 HERE = os.path.realpath(__file__ + "/../..")
 TOP = os.path.realpath(HERE + "/../..")
@@ -112,7 +112,7 @@ def apps_image():
                     env={**os.environ, "CGO_ENABLED": "0"})
                 os.makedirs(d + "/etc")
                 with open(d + "/etc/passwd", "w") as f:
-                    f.write("root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n")
+                    f.write("root:x:0:0:root:/:/bin/sh\ntcpdump:x:100:65534::/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n")
                 with open(d + "/etc/group", "w") as f:
                     f.write("root:x:0:\nnogroup:x:65534:\n")
                 os.makedirs(d + "/var")
