@@ -22,6 +22,7 @@ mod proxy;
 mod purge;
 mod settings;
 mod shutdown;
+mod supervise;
 mod uninstall;
 
 /// Encrypts and authenticates every TCP connection between Kubernetes pods, without touching the pods.

@@ -1,5 +1,6 @@
 //! `warren proxy`
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +9,11 @@ use tokio::runtime::Builder;
 use tokio::sync::{mpsc, watch};
 
 use super::shutdown::Signals;
+use super::supervise;
 use crate::admin::{self, Admin};
 use crate::base::{Code, Error, Result, code, drain};
 use crate::config::settings::{Ca, LocalXds, Server, Settings};
-use crate::config::{Env, settings};
+use crate::config::{Env, env, settings};
 use crate::identity::{Authority, CertificateStore, FakeAuthority, FakeRoot, GrpcAuthority, GrpcAuthoritySettings};
 use crate::mesh::MeshStore;
 use crate::net::socket::{SocketFactory, any};
@@ -25,6 +27,9 @@ use crate::{xds, zds};
 /// Accepted for compatibility; everything is configured by the environment.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
+    /// Run as two processes: a small one that starts the proxy again at once when it was killed
+    #[arg(long)]
+    supervise: bool,
     /// `ztunnel` and what may follow it: ignored.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
     ignored: Vec<String>,
@@ -35,7 +40,14 @@ const PODS: &str = "workload proxy manager";
 
 /// Runs the node proxy until it is told to end.
 pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
-    let settings = Settings::from_env(&Env::process())?;
+    let vars = Env::process();
+    if arguments.supervise || vars.parse(&env::SUPERVISE, false)? {
+        drop(vars);
+        let own = std::iter::once("proxy").chain(arguments.ignored.iter().map(String::as_str));
+        return supervise::run(&own.map(OsString::from).collect::<Vec<_>>());
+    }
+    supervise::unblock_signals()?;
+    let settings = Settings::from_env(&vars)?;
     let _log = log::init(settings.log_format, &settings.log_filter)?;
     if !arguments.ignored.is_empty() {
         tracing::debug!(arguments = ?arguments.ignored, "arguments are ignored");

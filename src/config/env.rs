@@ -31,6 +31,7 @@ macro_rules! variables {
 }
 
 variables! {
+    SUPERVISE "WARREN_SUPERVISE" "false" "Run as two processes: a small one that starts the proxy again at once when it was killed. Also as flag `--supervise`.";
     PROXY_MODE "PROXY_MODE" "shared" "`shared`: one proxy serves all pods of its node. The only mode.";
     NODE_NAME "NODE_NAME" "" "Name of the node. Empty: workloads of any node count as local.";
     NETWORK "NETWORK" "" "Network id of the node.";

@@ -1,9 +1,20 @@
 //! The Kubernetes API: how it is found, and what its failures mean.
 
+use std::time::Duration;
+
 use kube::runtime::watcher;
 use kube::{Client, Config};
 
 use crate::base::{Error, Result, code};
+
+/// To connect.
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+
+/// Longest silence in an answer: longer than any watch is asked for.
+const SILENCE_LIMIT: Duration = Duration::from_secs(300);
+
+/// To send a request.
+const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
 /// A client of the cluster that `KUBECONFIG` or `~/.kube/config` names, else of the one whose pod this is. Nothing is
 /// sent yet.
@@ -11,10 +22,13 @@ use crate::base::{Error, Result, code};
 /// # Errors
 /// BAD_SETTING: there is neither, or what there is cannot be used.
 pub(super) async fn connect() -> Result<Client> {
-    let config = Config::infer().await.map_err(|error| {
+    let mut config = Config::infer().await.map_err(|error| {
         let text = "no Kubernetes: neither a kubeconfig (KUBECONFIG, ~/.kube/config) nor a pod's service account";
         Error::caused(&code::BAD_SETTING, text, error)
     })?;
+    config.connect_timeout = Some(CONNECT_LIMIT);
+    config.read_timeout = Some(SILENCE_LIMIT);
+    config.write_timeout = Some(WRITE_LIMIT);
     let server = config.cluster_url.to_string();
     Client::try_from(config).map_err(|error| Error::caused(&code::BAD_SETTING, format!("Kubernetes API at {server}"), error))
 }

@@ -43,7 +43,8 @@ impl Fake {
         let router = Router::new().route("/apis/authentication.k8s.io/v1/tokenreviews", post(review)).with_state(Arc::clone(&state));
         let (trigger, watch) = drain::new();
         tokio::spawn(http::serve(listener, router, watch));
-        let config = kube::Config { default_retry: false, ..kube::Config::new(url.parse().unwrap()) };
+        let mut config = kube::Config::new(url.parse().unwrap());
+        config.default_retry = false;
         Fake { client: kube::Client::try_from(config).unwrap(), state, _trigger: trigger }
     }
 

@@ -1,5 +1,6 @@
 //! What a control plane stands on: beside a mesh file its own directory, in a cluster the API server.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use super::index::Index;
 use super::metrics::Metrics;
 use super::publish::Publisher;
 use super::server::{Cluster, Settings};
-use super::source::{self, AnySource, Location, Snapshot, Source};
+use super::source::{AnySource, Batch, Location, Source};
+use super::status::Writer;
 use super::tokens::Tokens;
 use crate::base::{Result, code, drain};
 
@@ -39,7 +41,7 @@ pub(super) struct Foundation {
 
 enum Ground {
     Directory { tokens: Arc<Tokens>, _authority: watch::Sender<Arc<Authority>> },
-    Cluster { cluster: Cluster, keeper: Box<Keeper>, authority: watch::Sender<Arc<Authority>>, trouble: Trouble, publisher: Publisher },
+    Cluster { cluster: Cluster, keeper: Box<Keeper>, authority: watch::Sender<Arc<Authority>>, trouble: Trouble, publisher: Publisher, status: Writer },
 }
 
 impl Foundation {
@@ -51,39 +53,36 @@ impl Foundation {
         settings: &Settings,
         index: &watch::Receiver<Arc<Index>>,
         report: Report<'_>,
-    ) -> Result<(Self, AnySource, Snapshot)> {
-        match settings.source {
-            Location::File(_) => Self::on_directory(settings, index).await,
+    ) -> Result<(Self, AnySource, Batch)> {
+        match &settings.source {
+            Location::File(path) => Self::on_directory(settings, path, index).await,
             Location::Kubernetes => Self::on_cluster(settings, index, report).await,
         }
     }
 
-    async fn on_directory(settings: &Settings, index: &watch::Receiver<Arc<Index>>) -> Result<(Self, AnySource, Snapshot)> {
-        let mut source = source::open(&settings.source, &settings.cluster.namespace).await?;
+    async fn on_directory(settings: &Settings, file: &Path, index: &watch::Receiver<Arc<Index>>) -> Result<(Self, AnySource, Batch)> {
+        let mut source = AnySource::file(file)?;
         let first = source.next().await?;
-        let authority = Arc::new(Authority::open(&settings.state_dir.join("ca"), first.mesh.trust_domain())?);
+        let authority = Arc::new(Authority::open(&settings.state_dir.join("ca"), &first.mesh.trust_domain)?);
         let tokens = Arc::new(Tokens::open(&settings.state_dir.join("tokens"))?);
         let (sender, authority) = watch::channel(authority);
         let callers = Arc::new(Authenticator::files(Arc::clone(&tokens), index.clone()));
         Ok((Self { authority, callers, ground: Ground::Directory { tokens, _authority: sender } }, source, first))
     }
 
-    async fn on_cluster(
-        settings: &Settings,
-        index: &watch::Receiver<Arc<Index>>,
-        report: Report<'_>,
-    ) -> Result<(Self, AnySource, Snapshot)> {
+    async fn on_cluster(settings: &Settings, index: &watch::Receiver<Arc<Index>>, report: Report<'_>) -> Result<(Self, AnySource, Batch)> {
         let cluster = settings.cluster.clone();
         let client = api::connect().await?;
-        let mut source = source::open(&settings.source, &cluster.namespace).await?;
+        let status = Writer::new(client.clone(), &cluster.namespace);
+        let mut source = AnySource::kubernetes(&client, &cluster.namespace, &status.wishes());
         let first = patiently(&mut source, report.stage, async |source| source.next().await).await?;
-        let trust_domain = first.mesh.trust_domain();
+        let trust_domain = &*first.mesh.trust_domain;
         let open = async |client: &mut kube::Client| Keeper::open(client.clone(), &cluster.namespace, trust_domain).await;
         let (keeper, authority) = patiently(&mut client.clone(), report.stage, open).await?;
         let (sender, authority) = watch::channel(Arc::new(authority));
         let callers = Arc::new(Authenticator::cluster(client.clone(), cluster.proxies.clone(), index.clone()));
         let publisher = Publisher::new(client, authority.clone(), report.metrics);
-        let ground = Ground::Cluster { cluster, keeper: Box::new(keeper), authority: sender, trouble: report.trouble, publisher };
+        let ground = Ground::Cluster { cluster, keeper: Box::new(keeper), authority: sender, trouble: report.trouble, publisher, status };
         Ok((Self { authority, callers, ground }, source, first))
     }
 
@@ -127,9 +126,10 @@ impl Foundation {
                     drain.started().await;
                 });
             }
-            Ground::Cluster { keeper, authority, trouble, publisher, .. } => {
+            Ground::Cluster { keeper, authority, trouble, publisher, status, .. } => {
                 tasks.spawn(keeper.follow(authority, trouble, drain.clone()));
                 tasks.spawn(publisher.run(drain.clone()));
+                tasks.spawn(status.run(drain.clone()));
             }
         }
     }

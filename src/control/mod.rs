@@ -12,10 +12,13 @@ mod foundation;
 mod gate;
 mod health;
 pub mod index;
+pub mod kubernetes;
 mod metrics;
+pub mod objects;
 mod publish;
 mod server;
 pub mod source;
+mod status;
 mod tls;
 pub mod tokens;
 

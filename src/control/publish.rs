@@ -246,3 +246,95 @@ fn told(what: &str, error: watcher::Error) {
     let error: Error = api::watch_failed(what, error);
     tracing::warn!(%error, "namespaces are not followed; it is tried again");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event<T: Clone>(listed: &mut Listed<T>, event: Event<(&str, Option<T>)>) {
+        listed.take(event, |(name, value)| (name.into(), value));
+    }
+
+    fn listed<T: Clone>(listed: &mut Listed<T>, objects: impl IntoIterator<Item = (&'static str, Option<T>)>) {
+        event(listed, Event::Init);
+        objects.into_iter().for_each(|object| event(listed, Event::InitApply(object)));
+        event(listed, Event::InitDone);
+    }
+
+    fn names(due: (Vec<Str>, Option<Instant>)) -> Vec<String> {
+        due.0.iter().map(ToString::to_string).collect()
+    }
+
+    fn right() -> Option<Option<String>> {
+        Some(Some("root".to_owned()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_missing_or_different_is_due_and_nothing_else() {
+        let mut state = State { wanted: "root".to_owned(), ..State::default() };
+        let now = Instant::now();
+        listed(&mut state.namespaces, [("a", Some(())), ("b", Some(())), ("c", Some(())), ("going", None)]);
+        assert!(names(state.due(now)).is_empty(), "it is not known yet what is there");
+        listed(&mut state.found, [("a", right()), ("b", Some(Some("other".to_owned())))]);
+        assert_eq!(names(state.due(now)), ["b", "c"]);
+        assert!(names(state.due(now)).is_empty(), "they are being written");
+
+        event(&mut state.namespaces, Event::Apply(("new", Some(()))));
+        assert_eq!(names(state.due(now)), ["new"]);
+        event(&mut state.found, Event::Delete(("a", None)));
+        assert_eq!(names(state.due(now)), ["a"]);
+        event(&mut state.namespaces, Event::Apply(("a", None)));
+        state.busy.clear();
+        state.written.clear();
+        assert!(!names(state.due(now)).contains(&"a".to_owned()), "it is going");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_contradicted_repairs_at_once_and_then_less_and_less_often() {
+        let mut state = State { wanted: "root".to_owned(), ..State::default() };
+        listed(&mut state.namespaces, [("a", Some(()))]);
+        listed(&mut state.found, []);
+        let mut now = Instant::now();
+        let mut waits = Vec::new();
+        for _ in 0..10 {
+            let begun = now;
+            loop {
+                match state.due(now) {
+                    (due, _) if !due.is_empty() => break,
+                    (_, next) => now = next.expect("it is looked at again"),
+                }
+            }
+            waits.push((now - begun).as_millis());
+            state.busy.clear();
+            event(&mut state.found, Event::Apply(("a", Some(Some("theirs".to_owned())))));
+        }
+        assert_eq!(waits, [0, 500, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000]);
+
+        event(&mut state.found, Event::Apply(("a", right())));
+        now += CALM + Duration::from_secs(1);
+        assert!(names(state.due(now)).is_empty());
+        event(&mut state.found, Event::Delete(("a", None)));
+        assert_eq!(names(state.due(now)), ["a"], "after a time of calm it is at once again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_thousand_namespaces_are_written_a_few_at_a_time() {
+        let mut state = State { wanted: "root".to_owned(), ..State::default() };
+        event(&mut state.namespaces, Event::Init);
+        (0..1000).for_each(|number| event(&mut state.namespaces, Event::InitApply((&format!("n{number}"), Some(())))));
+        event(&mut state.namespaces, Event::InitDone);
+        listed(&mut state.found, []);
+        let mut rounds = 0;
+        loop {
+            let due = names(state.due(Instant::now()));
+            if due.is_empty() {
+                break;
+            }
+            assert!(due.len() <= AT_ONCE);
+            state.busy.clear();
+            due.iter().for_each(|name| event(&mut state.found, Event::Apply((name, right()))));
+            rounds += 1;
+        }
+        assert_eq!(rounds, 1000 / AT_ONCE);
+    }
+}

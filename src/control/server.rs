@@ -124,8 +124,8 @@ impl Control {
         // A certificate that cannot be made is known before anyone connects.
         tls.config()?;
 
-        let follower = Follower::new(source, foundation.tokens(), indexes, source_health);
-        follower.take(&first);
+        let mut follower = Follower::new(source, foundation.tokens(), indexes, source_health);
+        follower.take(first);
         let callers = foundation.callers();
         let listener = listen(settings.listen)?;
         stage.send_replace(Stage::Serving);

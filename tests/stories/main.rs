@@ -12,6 +12,7 @@ mod certificates;
 mod control_plane;
 mod destinations;
 mod hostile;
+mod killed;
 mod malformed;
 mod many;
 mod newcomers;

@@ -121,11 +121,11 @@ impl Subscription {
             }
             Wants::Names { asked, held } => {
                 let all = index.resources(self.of);
-                let removed: Vec<Str> = held.keys().filter(|name| !all.contains_key(*name)).cloned().collect();
-                held.retain(|name, _| all.contains_key(name));
+                let removed: Vec<Str> = held.keys().filter(|name| !all.contains(name)).cloned().collect();
+                held.retain(|name, _| all.contains(name));
                 // Everything that a name stands for now, what is held already, and what runs on the client's node: the
                 // proxy must know its own pods before they ask.
-                let mut wanted: BTreeMap<&Str, &Arc<Resource>> = held.keys().filter_map(|name| all.get_key_value(name)).collect();
+                let mut wanted: BTreeMap<&Str, &Arc<Resource>> = held.keys().filter_map(|name| Some((name, all.get(name)?))).collect();
                 let found: Vec<Arc<Resource>> = asked.iter().flat_map(|name| index.resolve(self.of, name)).collect();
                 wanted.extend(found.iter().map(|resource| (&resource.name, resource)));
                 if self.of == Type::Address {
@@ -192,7 +192,7 @@ fn since_versions(index: &Index, of: Type, versions: &BTreeMap<String, String>) 
     let all = index.resources(of);
     let is_held = |resource: &&Arc<Resource>| versions.get(&*resource.name).is_some_and(|version| **version == *resource.version);
     Delta {
-        changed: all.values().filter(|resource| !is_held(resource)).cloned().collect(),
-        removed: versions.keys().filter(|name| !all.contains_key(name.as_str())).map(|name| name.as_str().into()).collect(),
+        changed: all.iter().filter(|resource| !is_held(resource)).cloned().collect(),
+        removed: versions.keys().filter(|name| !all.contains(name)).map(|name| name.as_str().into()).collect(),
     }
 }

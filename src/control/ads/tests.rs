@@ -4,6 +4,7 @@ use std::sync::Arc;
 use super::Session;
 use crate::config::meshfile;
 use crate::control::index::Index;
+use crate::control::source;
 use crate::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use crate::wire::rpc::Status;
 use crate::wire::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
@@ -25,7 +26,7 @@ const SERVICE: &str = "default/b.default.svc.cluster.local";
 fn index(text: &str, previous: &Index) -> Arc<Index> {
     let loaded = meshfile::parse(text).unwrap();
     assert!(loaded.rejected.is_empty(), "{:?}", loaded.rejected);
-    Arc::new(Index::build(&loaded.mesh, previous))
+    Arc::new(Index::clone(&source::index_of(&loaded.mesh)).after(previous))
 }
 
 fn first() -> Arc<Index> {

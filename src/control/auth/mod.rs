@@ -5,7 +5,7 @@ mod bearer;
 mod inventory;
 mod review;
 #[cfg(test)]
-mod tests;
+pub(in crate::control) mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

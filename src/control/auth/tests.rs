@@ -9,11 +9,11 @@ const PROXY: &str = "system:serviceaccount:warren-system:warren-proxy";
 const APP: &str = "system:serviceaccount:shop:web";
 
 /// Pods by namespace and name.
-#[derive(Clone, Default)]
-struct Pods(BTreeMap<(String, String), PodRef>);
+#[derive(Clone, Debug, Default)]
+pub(in crate::control) struct Pods(BTreeMap<(String, String), PodRef>);
 
 impl Pods {
-    fn with(mut self, namespace: &str, name: &str, uid: &str, node: &str, account: &str) -> Self {
+    pub(in crate::control) fn with(mut self, namespace: &str, name: &str, uid: &str, node: &str, account: &str) -> Self {
         let pod = PodRef { uid: uid.into(), node: node.into(), service_account: account.into() };
         self.0.insert((namespace.to_owned(), name.to_owned()), pod);
         self

@@ -1,6 +1,8 @@
 //! The certificate authority: where its key is kept, certificate requests, and who may have which certificate.
 
 mod authority;
+#[cfg(test)]
+mod cases;
 mod csr;
 mod disk;
 mod material;

@@ -1,24 +1,41 @@
 //! The mesh as wire resources: objects in, resources out. Knows no sockets, no files and no clock.
 //!
-//! An [`Index`] never changes. Each resource is encoded once; an index made after another shares every resource that
-//! stayed the same, so that comparing two of them costs a pointer per resource.
+//! An [`Index`] never changes and costs next to nothing to copy: those made one after the other share all that stayed the
+//! same. An [`Indexer`] makes them, and touches only what depends on the objects that changed.
 
-mod address;
+#[cfg(test)]
+mod golden;
 mod hash;
-mod policy;
+mod indexer;
+mod peer;
+#[cfg(test)]
+mod random;
+mod resources;
+mod service;
+mod tables;
 #[cfg(test)]
 mod tests;
+mod workload;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use prost::Message;
+use rpds::RedBlackTreeMapSync;
 
 use crate::base::Str;
-use crate::config::meshfile::MeshFile;
+use crate::control::objects::{Id, Phase, Pod};
 use crate::wire::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+
+pub use indexer::{Applied, Indexer};
+pub use resources::{Delta, Resource, Resources};
+
+use resources::Sets;
+
+/// The name of the only cluster; proxies send it in their `clusterid` header.
+const CLUSTER: &str = "Kubernetes";
+
+/// The only network has no name.
+const NETWORK: &str = "";
 
 /// The types that are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,58 +65,13 @@ impl Type {
     }
 }
 
-/// One resource as it goes on the wire.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Resource {
-    /// A workload's uid, or `namespace/name` of a service (its host name) or a policy.
-    pub name: Str,
-    /// xxhash64 of `body` in hex without leading zeros: equal bytes have equal versions, also after a restart, and the
-    /// versions are those that istiod gives the same bytes.
-    pub version: Str,
-    /// The encoded message.
-    pub body: Bytes,
-    /// What else it is found by: `network/ip`.
-    pub aliases: Vec<Str>,
-}
-
-/// Resources by name.
-pub type Resources = BTreeMap<Str, Arc<Resource>>;
-
-/// What became different from one index to the next.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Delta {
-    /// New or changed.
-    pub changed: Vec<Arc<Resource>>,
-    /// No longer there.
-    pub removed: Vec<Str>,
-}
-
-impl Delta {
-    /// Whether nothing is different.
-    pub fn is_empty(&self) -> bool {
-        self.changed.is_empty() && self.removed.is_empty()
-    }
-}
-
 /// An account: namespace and name.
 pub type Account = (Str, Str);
 
-/// A pod as authorization knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PodRef {
-    /// Kubernetes gives each pod its own.
-    pub uid: Str,
-    /// Where it runs.
-    pub node: Str,
-    /// In its namespace.
-    pub service_account: Str,
-}
-
 /// One state of the mesh.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Index {
-    pods: HashMap<(Str, Str), PodRef>,
-    trust_domain: String,
+    trust_domain: Str,
     /// 0 is the empty index.
     generation: u64,
     addresses: Resources,
@@ -107,64 +79,32 @@ pub struct Index {
     /// Since the generation before, in the order of [`Type`].
     last: [Delta; 2],
     /// `network/ip` to names of addresses.
-    by_ip: HashMap<Str, Vec<Str>>,
+    by_ip: Sets<Str>,
     /// Name of a service to the names of its workloads.
-    endpoints: HashMap<Str, Vec<Str>>,
-    /// Workloads and accounts of each node.
-    nodes: BTreeMap<Str, Node>,
+    endpoints: Sets<Str>,
+    pods: RedBlackTreeMapSync<Id, Arc<Pod>>,
+    /// Name of a node to the pods that are placed on it.
+    nodes: Sets<Id>,
 }
 
-/// What runs on a node.
-#[derive(Debug, Default)]
-struct Node {
-    workloads: Vec<Str>,
-    accounts: BTreeSet<Account>,
+/// Which pod a name stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodRef {
+    /// Its UID.
+    pub uid: Str,
+    /// The node that it is placed on; empty: none yet.
+    pub node: Str,
+    /// Its service account.
+    pub service_account: Str,
 }
 
 impl Index {
-    /// The index of `mesh`, following `previous`.
-    ///
-    /// Names that `mesh` holds twice count once: the first wins.
-    pub fn build(mesh: &MeshFile, previous: &Index) -> Self {
-        let mut index = Index { trust_domain: mesh.trust_domain().to_owned(), generation: previous.generation + 1, ..Index::default() };
-        for pod in &mesh.pods {
-            let workload = address::workload(mesh, pod);
-            let (uid, node) = (pod.effective_uid().as_str().into(), pod.node.as_str().into());
-            let known = PodRef { uid, node, service_account: pod.service_account.as_str().into() };
-            index.pods.insert((pod.namespace.as_str().into(), pod.name.as_str().into()), known);
-            let node = index.nodes.entry(pod.node.as_str().into()).or_default();
-            node.accounts.insert((pod.namespace.as_str().into(), pod.service_account.as_str().into()));
-            let name: Str = workload.uid.as_str().into();
-            node.workloads.push(name.clone());
-            for service in workload.services.keys() {
-                index.endpoints.entry(service.as_str().into()).or_default().push(name.clone());
-            }
-            index.add_address(name, &address::of_workload(workload), &pod.ips, previous);
-        }
-        let mut hostnames = BTreeSet::new();
-        for service in &mesh.services {
-            let canonical = hostnames.insert(service.effective_hostname());
-            let message = address::service(service, canonical);
-            index.add_address(address::service_name(service).as_str().into(), &message, &service.vips, previous);
-        }
-        for policy in &mesh.policies {
-            let name: Str = policy::name(policy).as_str().into();
-            let body = policy::authorization(policy).encode_to_vec();
-            add(&mut index.policies, &previous.policies, name, body, Vec::new());
-        }
-        index.last = [diff(&previous.addresses, &index.addresses), diff(&previous.policies, &index.policies)];
-        index
-    }
-
-    fn add_address(&mut self, name: Str, message: &crate::wire::workload::Address, ips: &[IpAddr], previous: &Index) {
-        if self.addresses.contains_key(&name) {
-            return;
-        }
-        let aliases: Vec<Str> = ips.iter().map(|ip| address::alias(*ip)).collect();
-        for alias in &aliases {
-            self.by_ip.entry(alias.clone()).or_default().push(name.clone());
-        }
-        add(&mut self.addresses, &previous.addresses, name, message.encode_to_vec(), aliases);
+    /// As if it had come after that one.
+    #[cfg(test)]
+    pub(crate) fn after(mut self, previous: &Index) -> Self {
+        self.generation = previous.generation + 1;
+        self.last = [Type::Address, Type::Authorization].map(|of| self.diff(previous, of));
+        self
     }
 
     /// How many indexes were made before this one.
@@ -192,67 +132,50 @@ impl Index {
 
     /// What is different from an earlier index.
     pub fn diff(&self, earlier: &Index, of: Type) -> Delta {
-        diff(earlier.resources(of), self.resources(of))
+        self.resources(of).since(earlier.resources(of))
     }
 
     /// The resources that a client means by `name`: a resource's name, `network/ip`, or a service, which brings its
     /// workloads along. Empty: unknown.
     pub fn resolve(&self, of: Type, name: &str) -> Vec<Arc<Resource>> {
         let all = self.resources(of);
-        let direct: Vec<&str> = match (all.get_key_value(name), of) {
-            (Some((name, _)), _) => vec![name],
-            (None, Type::Address) => self.by_ip.get(name).into_iter().flatten().map(AsRef::as_ref).collect(),
+        let direct: Vec<&str> = match (all.get(name), of) {
+            (Some(resource), _) => vec![&*resource.name],
+            (None, Type::Address) => self.by_ip.of(name).map(AsRef::as_ref).collect(),
             (None, Type::Authorization) => Vec::new(),
         };
         let mut names: BTreeSet<&str> = direct.iter().copied().collect();
         if of == Type::Address {
-            names.extend(direct.iter().filter_map(|name| self.endpoints.get(*name)).flatten().map(AsRef::as_ref));
+            names.extend(direct.iter().flat_map(|name| self.endpoints.of(name)).map(AsRef::as_ref));
         }
         names.into_iter().filter_map(|name| all.get(name)).cloned().collect()
     }
 
     /// The workloads that run on a node.
     pub fn workloads_on(&self, node: &str) -> impl Iterator<Item = &Arc<Resource>> {
-        self.nodes.get(node).into_iter().flat_map(|node| &node.workloads).filter_map(|name| self.addresses.get(name))
+        self.nodes.of(node).filter_map(|pod| self.addresses.get(&workload::name(pod)))
     }
 
-    /// The nodes on which pods run.
+    /// The nodes on which pods are placed.
     pub fn nodes(&self) -> impl Iterator<Item = &Str> {
         self.nodes.keys()
     }
 
-    /// The pod of that name.
+    /// The pod of that name, whether it is in the mesh or not, and whether it runs already or not.
     pub fn pod(&self, namespace: &str, name: &str) -> Option<PodRef> {
-        self.pods.get(&(namespace.into(), name.into())).cloned()
+        let pod = self.pods.get(&Id::new(namespace, name))?;
+        Some(PodRef { uid: pod.uid.clone(), node: pod.node.clone(), service_account: pod.service_account.clone() })
     }
 
-    /// Whether a pod of that account runs on that node.
+    /// Whether a pod of that account runs on that node, or is about to.
     ///
     /// Also one that is not in the mesh: a proxy asks for the certificate of a pod that joins as soon as its agent has
-    /// told it, and the two read the same file independently, so that this index may still be the one before. A proxy
+    /// told it, and the two learn of the pod independently, so that this index may still be the one before. A proxy
     /// that lies can use no more than the accounts of its own node, which run under the same kernel as itself. (The
-    /// demonstration's impostor is one: its certificate is a genuine one of a pod outside the mesh.)
+    /// reference's authority does the same.)
     pub fn runs_on(&self, node: &str, namespace: &str, service_account: &str) -> bool {
-        let account = (namespace.into(), service_account.into());
-        self.nodes.get(node).is_some_and(|node| node.accounts.contains(&account))
-    }
-}
-
-fn add(to: &mut Resources, previous: &Resources, name: Str, body: Vec<u8>, aliases: Vec<Str>) {
-    let resource = match previous.get(&name) {
-        Some(old) if old.body == body && old.aliases == aliases => Arc::clone(old),
-        _ => {
-            let version = format!("{:x}", hash::xxh64(&body)).into();
-            Arc::new(Resource { name: name.clone(), version, body: body.into(), aliases })
-        }
-    };
-    to.entry(name).or_insert(resource);
-}
-
-fn diff(earlier: &Resources, now: &Resources) -> Delta {
-    let is_same = |old: &Arc<Resource>, new: &Arc<Resource>| Arc::ptr_eq(old, new) || old == new;
-    Delta {
-        changed: now.values().filter(|new| !earlier.get(&new.name).is_some_and(|old| is_same(old, new))).cloned().collect(),
-        removed: earlier.keys().filter(|name| !now.contains_key(*name)).cloned().collect(),
+        let is_it =
+            |pod: &Arc<Pod>| *pod.id.namespace == *namespace && *pod.service_account == *service_account && pod.phase != Phase::Failed;
+        self.nodes.of(node).filter_map(|pod| self.pods.get(pod)).any(is_it)
     }
 }

@@ -1,7 +1,7 @@
 """What the test runs, built once into a cache outside of the checkout: Kubernetes, helm, CoreDNS, images."""
-import contextlib, fcntl, hashlib, json, os, shutil, subprocess, sys, tempfile
+import contextlib, fcntl, hashlib, json, os, shutil, sys, tempfile
 
-from .shell import Failed, check, run
+from .shell import check, run
 
 HERE = os.path.realpath(__file__ + "/../..")
 TOP = os.path.realpath(HERE + "/../..")

@@ -1,8 +1,8 @@
 """The cluster that the stories are told on: our own of tests/kube, or any that KUBECONFIG names."""
-import contextlib, json, os, signal, subprocess, time
+import contextlib, json, os, signal
 
 from . import build
-from .shell import Failed, check, run
+from .shell import check, run
 from .wire import Capture
 
 CLUSTER = build.KUBE + "/cluster"
@@ -49,8 +49,8 @@ class Own:
         """A capture of what goes between the nodes."""
         return Capture("env", "KUBE_BIN=" + self.programs, CLUSTER, "wire", self.dir, "--", expression=expression, snap=snap)
 
-    def inside(self, node, interface="cni0", expression="tcp"):
-        """A capture of what goes between the pods of one node."""
+    def inside(self, node, interface="any", expression="tcp"):
+        """A capture of what passes a node's interfaces, the pods' own among them; what goes between two pods is seen twice."""
         return Capture("env", "KUBE_BIN=" + self.programs, CLUSTER, "node-exec", self.dir, node, "--", "tcpdump", "-i", interface, expression=expression)
 
     def reboot(self, node):

@@ -1,5 +1,5 @@
 """The cluster's API: kubectl for what a user does, plain HTTP for what is asked often."""
-import contextlib, http.client, json, re, subprocess, time
+import contextlib, http.client, json, re, subprocess
 
 from .shell import Failed, check, run, wait
 

@@ -2,8 +2,7 @@
 import contextlib, datetime, json, re, time
 
 from . import apps
-from .kube import address
-from .shell import Failed, check, percentile, wait
+from .shell import Failed, percentile, wait
 
 
 def starts(world, namespace, count, at_once=1, prefix="start", account=None, target=None):

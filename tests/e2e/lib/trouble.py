@@ -2,7 +2,6 @@
 import contextlib, time
 
 from . import apps
-from .kube import address
 from .shell import check
 
 

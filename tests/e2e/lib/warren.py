@@ -1,5 +1,5 @@
 """Warren on the cluster: installation as a user does it, and what an operator looks at."""
-import json, os, re, time
+import os
 
 from . import build
 from .kube import address, captured, is_ready

@@ -77,7 +77,7 @@ class Capture:
     """with Capture(argv...) as c: ...; then c.seen. argv starts tcpdump; everything that it captured is parsed at the end."""
 
     def __init__(self, *tcpdump, expression="tcp", snap=0):
-        self.argv = [*tcpdump, "-Z", "root", "-n", "-U", "-B", "65536", "-s", str(snap), "-w", "-", expression]
+        self.argv = [*tcpdump, "-Z", "root", "-n", "--immediate-mode", "-U", "-B", "65536", "-s", str(snap), "-w", "-", expression]
         self.seen = None
 
     def __enter__(self):

@@ -2,7 +2,7 @@
 import contextlib, time
 
 from . import apps
-from .shell import Failed, check, run, wait
+from .shell import Failed, wait
 
 
 class World:

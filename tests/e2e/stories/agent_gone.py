@@ -1,8 +1,8 @@
 """The agent is killed 20 times while pods come and go: every pod gets its answer, none in clear."""
 import threading, time
 
-from lib import apps, measure, trouble
-from lib.kube import address, place
+from lib import measure, trouble
+from lib.kube import address
 from lib.shell import Failed, check
 
 ORDER = 410
@@ -11,7 +11,7 @@ KILLS = 20
 
 
 def tell(world):
-    kube, warren = world.kube, world.warren
+    warren = world.warren
     with trouble.meshed_pair(world, "e2e-agent-gone") as (ns, client, server):
         over, results, trouble_with = threading.Event(), [], []
 

@@ -1,8 +1,9 @@
 """The API server is away for a minute: traffic, old and new, is not concerned."""
 import time
 
-from lib import trouble
-from lib.kube import address
+from lib import apps, trouble
+from lib.cluster import CLUSTER
+from lib.kube import Background, address
 from lib.shell import check
 
 ORDER = 430
@@ -13,7 +14,7 @@ AWAY = 60
 def tell(world):
     with trouble.meshed_pair(world, "e2e-api-gone") as (ns, client, server):
         # clients run on the nodes themselves: kubectl exec would go through the API server
-        inside = Inside(world, client, address(server))
+        inside = loop(world, client, address(server))
         with world.cluster.wire() as c:
             with world.cluster.api_server_away():
                 time.sleep(AWAY)
@@ -25,17 +26,7 @@ def tell(world):
     return f"away {AWAY} s: 0 of {got['started']} new connections failed, 0 packets in clear"
 
 
-class Inside:
+def loop(world, pod, target):
     """A loop of connections by a process in a pod's container, started from its node."""
-
-    def __init__(self, world, pod, target):
-        import subprocess
-        from lib import apps, build
-        from lib.cluster import CLUSTER
-        from lib.kube import Background
-        pid = world.warren.pids(pod)[0]
-        self.running = Background(["env", "KUBE_BIN=" + world.cluster.programs, CLUSTER, "node-exec", world.cluster.dir, pod["spec"]["nodeName"], "--", "nsenter", "-t", str(pid),
-                                   "-n", "-m", apps.TRAFFIC, "loop", target, str(apps.ECHO), "10", str(AWAY + 60), "1000"])
-
-    def result(self):
-        return self.running.result()
+    return Background(["env", "KUBE_BIN=" + world.cluster.programs, CLUSTER, "node-exec", world.cluster.dir, pod["spec"]["nodeName"], "--",
+                       "nsenter", "-t", str(world.warren.pids(pod)[0]), "-n", "-m", apps.TRAFFIC, "loop", target, str(apps.ECHO), "10", str(AWAY + 60), "1000"])

@@ -3,7 +3,7 @@ import json, time
 
 from lib import apps, trouble
 from lib.kube import address
-from lib.shell import Failed, check, wait
+from lib.shell import check, wait
 from lib.warren import NAMESPACE
 
 ORDER = 420
@@ -12,7 +12,7 @@ AWAY = 60
 
 
 def tell(world):
-    kube, warren = world.kube, world.warren
+    kube = world.kube
     with trouble.meshed_pair(world, "e2e-control-gone", account=True) as (ns, client, server):
         kube.create(apps.account(ns, "unknown"))
         scale(kube, 0)

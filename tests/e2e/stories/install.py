@@ -22,7 +22,7 @@ def tell(world):
         if "node" in world.cluster.can:
             rules = warren.rules(pod)
             check("15008" not in rules and "warren" not in rules, f"rules in a pod outside of the mesh: {rules}")
-    root = kube.api(f"api/v1/namespaces/default/configmaps/istio-ca-root-cert")["data"]["root-cert.pem"]
+    root = kube.api("api/v1/namespaces/default/configmaps/istio-ca-root-cert")["data"]["root-cert.pem"]
     check("BEGIN CERTIFICATE" in root, "no root certificate is published")
     check(world.image_bytes < 40_000_000, f"the image has {world.image_bytes / 1e6:.1f} MB")
     return f"Ready after {seconds:.1f} s, image {world.image_bytes / 1e6:.1f} MB, {len(kube.pods(NAMESPACE))} pods"

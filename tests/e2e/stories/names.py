@@ -1,9 +1,9 @@
 """Headless and StatefulSet names, a Service, a hostNetwork client, kubectl port-forward and exec, the client's address."""
-import re, subprocess, time
+import re, subprocess
 
 from lib import apps
 from lib.kube import address
-from lib.shell import check, run, wait
+from lib.shell import check, run
 
 ORDER = 240
 

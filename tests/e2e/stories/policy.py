@@ -44,7 +44,7 @@ def tell(world):
             if refused[kind]:
                 why(world, server, began, policy["metadata"]["name"], address(refused[kind][0]))
             kube.kubectl("-n", ns, "delete", "authorizationpolicy", policy["metadata"]["name"])
-        deny = authorization(ns, "deny-rival", "DENY", [{"from": [{"source": {"principals": [f"*/sa/rival"]}}]}])
+        deny = authorization(ns, "deny-rival", "DENY", [{"from": [{"source": {"principals": ["*/sa/rival"]}}]}])
         times["DENY"], began = enforce(world, lambda: kube.apply(deny), ip, allowed=[client, visitor], denied=[rival])
         why(world, server, began, "deny-rival", address(rival))
         said = kube.kubectl("-n", ns, "describe", "authorizationpolicy", "deny-rival")

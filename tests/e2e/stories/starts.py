@@ -1,6 +1,4 @@
 """Pods that connect by their first instruction: 200 in a row on a busy node, 20 at once; not a byte in clear, and how long they wait."""
-import time
-
 from lib import apps, measure
 from lib.kube import address
 from lib.shell import check
@@ -10,7 +8,7 @@ NEEDS = ("wire", "node")
 
 
 def tell(world):
-    kube, count = world.kube, 0
+    kube = world.kube
     with world.namespace("e2e-starts", ambient=True) as ns:
         kube.create(apps.server(ns, "server", world.node_b))
         server = world.warren.captured(kube.ready(f"{ns}/server"))

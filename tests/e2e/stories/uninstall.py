@@ -1,10 +1,11 @@
-"""helm uninstall leaves nothing behind, and the pods talk in clear again without a restart."""
+"""helm uninstall leaves nothing behind, also on a node that lost its agent, and the pods talk in clear again without a restart."""
 import re, time
 
 from lib import apps
 from lib.kube import address
 from lib.shell import check, wait
 from lib.warren import CHART, NAMESPACE
+from stories import agent_absent
 
 ORDER = 900
 NEEDS = ("node", "wire")
@@ -15,6 +16,11 @@ def tell(world):
     with world.namespace("e2e-uninstall", ambient=True) as ns:
         client, server = warren.captured(*world.pair(ns))
         check(not world.talk(client, address(server)), "no answer in the mesh")
+        # one node has lost its agent: a pod waits there, as it has to; with Warren it goes too
+        agent_absent.change(world, "args", ["agent", "--no-such-flag"])
+        node = agent_absent.absent(world)
+        kube.create(apps.server(ns, "waiting", node))
+        wait("an Event with the reason", lambda: agent_absent.reason(kube, ns, "waiting"), 40)
         start = time.monotonic()
         warren.uninstall()
         seconds = time.monotonic() - start
@@ -34,9 +40,9 @@ def tell(world):
         check(not said, f"after uninstalling: {said}")
         check(c.seen.between(address(server)).readable(), "the payload is not in clear after uninstalling")
         check(all(s["restartCount"] == 0 for p in kube.pods(ns) for s in p["status"]["containerStatuses"]), "a pod was restarted")
-        # and pods start, in a namespace that is still labelled
-        kube.create(apps.first(ns, "later", world.node_b, address(client), port=1, patience=0))
-        kube.ended(f"{ns}/later")
+        # the pod that waited starts, in a namespace that is still labelled
+        waiting = kube.ready(f"{ns}/waiting", seconds=90)
+        check(not (said := world.talk(client, address(waiting))), f"the pod that waited does not answer: {said}")
     kube.kubectl("delete", "-f", CHART + "/crds")
     kube.kubectl("delete", "namespace", NAMESPACE, timeout=90)
     return f"gone after {seconds:.1f} s; nothing left on the nodes, in the pods, on the objects"

@@ -24,11 +24,12 @@ def tell(world):
             world.cluster.node(node, "/opt/kube/ctr", "-n", "k8s.io", "images", "tag", "--force", warren.image, image)
         with trouble.Load(world, client, address(server), rate=40) as upgraded:
             start = time.monotonic()
-            warren.upgrade(image, "--set", "logLevel=info\\,access=debug")
+            warren.upgrade(image)
             warren.healthy(120)
             seconds = time.monotonic() - start
         images = {c["image"] for p in kube.pods(NAMESPACE) for c in p["spec"]["containers"]}
         check(images == {image}, f"after the upgrade the images are {images}")
+        warren.image = image
         warren.captured(client, server)
     world.row(f"rolling restart of the proxies, {rolled.new['started']} new connections", f"{rolled.new['failed']} fail, {rolled.long['failed']} of {rolled.long['started']} long ones cut",
               "0 fail", not rolled.new["failed"])

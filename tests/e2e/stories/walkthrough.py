@@ -5,7 +5,7 @@ from lib import build
 from lib.apps import IMAGE
 from lib.shell import check, run, wait
 
-ORDER = 910
+ORDER = 950
 PAGE = build.TOP + "/deploy/minikube/README.md"
 # Applications of the page that come from registries, and what stands in for them.
 IMAGES = {

@@ -13,7 +13,8 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 use warren::base::addr::NextHop;
 use warren::config::meshfile::MeshFile;
-use warren::control::index::{Index, Type};
+use warren::control::index::Type;
+use warren::control::source;
 use warren::demo::story::mesh::Mesh;
 use warren::net::socket::SocketFactory;
 use warren::wire::discovery::aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer};
@@ -44,9 +45,9 @@ fn unusable_resources_are_named_in_the_answer_and_the_others_apply() {
         let mut first = vec![stream.request().await.type_url, stream.request().await.type_url];
         first.sort();
         assert_eq!(first, [AUTHORIZATION_TYPE, ADDRESS_TYPE]);
-        let index = Index::build(&file, &Index::default());
+        let index = source::index_of(&file);
         let mut resources: Vec<Resource> =
-            index.resources(Type::Address).values().map(|good| resource(&good.name, ADDRESS_TYPE, good.body.to_vec())).collect();
+            index.resources(Type::Address).iter().map(|good| resource(&good.name, ADDRESS_TYPE, good.body.to_vec())).collect();
         let good = resources.len();
         resources.push(resource("garbage", ADDRESS_TYPE, vec![0xff; 9]));
         resources.insert(0, resource("odd-address", ADDRESS_TYPE, odd_address()));

@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::*;
@@ -166,6 +165,3 @@ fn a_link_is_followed_and_a_broken_one_told() {
     symlink("/nowhere/pods", node.conf("00-pods.conflist")).expect("link");
     assert!(node.installer().ensure().expect_err("a link to nowhere").to_string().contains("00-pods.conflist"));
 }
-=======
-
->>>>>>> h-agent

@@ -12,7 +12,7 @@ EXAMPLES = os.path.realpath(HERE + "/../../../../deploy/examples")
 NAMESPACES = ["envoy-gateway-system", "bookshop", "apple", "passthrough", "canary"]
 PORTS = {8080, 5678, 8443, 18000}  # of the applications, and of the controller's own API to its gateways
 # What answers and requests hold; none of it may be seen between nodes. The server name is in every TLS handshake that is not inside another.
-TEXTS = [b"The Book Shop", b"Watership Down", b"rabbit should read", b"of 5 carrots", b"\r\n\r\napple\n", b"hello from v", b"GET / HTTP", b"GET /catalogue HTTP",
+TEXTS = [b"The Book Shop", b"Watership Down", b"rabbit should read", b"of 5 carrots", b"\r\n\r\napple\n", b"hello from v", b"GET / HTTP", b"Host: catalogue:8080",
             b"passthrough.example"]
 SHOP = ["<h1>The Book Shop</h1>", "<h2>Watership Down</h2>", "<p>Richard Adams, 1972, 413 pages</p>",
         '<p>"Every rabbit should read it." <b>5 of 5 carrots</b></p>']
@@ -32,8 +32,10 @@ class Tutorials:
         with open(cluster + "/control/pid") as f:
             self.inside = inside = ["nsenter", f"--net=/proc/{f.read().strip()}/ns/net"]
         path = commands(place + "/commands", kubectl=kubectl, helm=helm, curl=[*inside, shutil.which("curl"), "--max-time", "60"])
+        shutdown = "config.envoyGateway.envoyProxy.shutdown"  # a gateway waits a minute for its clients unless told
         self.readme = Readme(EXAMPLES + "/README.md", directory, path, [
-            ("oci://docker.io/envoyproxy/gateway-helm --version v1.9.1", f"{chart} --set global.images.envoyProxy.image={envoy_image}")])
+            ("oci://docker.io/envoyproxy/gateway-helm --version v1.9.1",
+             f"{chart} --set global.images.envoyProxy.image={envoy_image},{shutdown}.drainTimeout=2s,{shutdown}.minDrainDuration=1s")])
         self.stack.enter_context(LoadBalancer(kubectl, nodes, inside))
 
     def __enter__(self):

@@ -1,72 +1,18 @@
-//! Where mesh objects come from.
+//! A mesh file.
+
+mod objects;
+
+pub(super) use objects::of as objects_of;
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
-use crate::base::{Error, Result, code};
+use super::{Batch, Source};
+use crate::base::Result;
 use crate::config::meshfile::{self, MeshFile};
 use crate::config::watch::{self, Watch};
 
-/// Gives one state of the mesh after the other.
-pub trait Source: Send {
-    /// The next state; the first call returns the state that is, the others wait for a change. Can be cancelled without
-    /// losing a state.
-    ///
-    /// # Errors
-    /// SOURCE_BROKEN: there is something new, but it cannot be used; the state before stays in force.
-    fn next(&mut self) -> impl Future<Output = Result<Snapshot>> + Send;
-
-    /// What the log calls it.
-    fn name(&self) -> String;
-}
-
-/// One state.
-#[derive(Debug)]
-pub struct Snapshot {
-    /// What is in force.
-    pub mesh: MeshFile,
-    /// What was left out, and why.
-    pub rejected: Vec<Error>,
-    /// The left-out elements whose version of the state before is in force instead.
-    pub kept: Vec<String>,
-    /// The left-out policies, as `namespace/name`, in whose place everything is refused.
-    pub refused: Vec<String>,
-}
-
-/// Which source, as the command line names it: `file:PATH`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Location {
-    /// A mesh file.
-    File(PathBuf),
-    /// The API server of the cluster that this runs in, or of `KUBECONFIG`.
-    Kubernetes,
-}
-
-impl FromStr for Location {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text.split_once(':') {
-            Some(("file", path)) if !path.is_empty() => Ok(Location::File(path.into())),
-            None if text == "kubernetes" => Ok(Location::Kubernetes),
-            _ => Err(Error::new(&code::BAD_SETTING, format!("source {text:?}: known is file:PATH"))),
-        }
-    }
-}
-
-/// Opens the source there.
-///
-/// # Errors
-/// BAD_FILE: the path is none of a file.
-pub async fn open(location: &Location, _root_namespace: &str) -> Result<AnySource> {
-    match location {
-        Location::File(path) => FileSource::new(path.clone()),
-        Location::Kubernetes => Err(Error::internal("kubernetes")),
-    }
-}
-
-/// One of the sources.
-pub type AnySource = FileSource;
+/// Faults that the health endpoint lists.
+const MAX_WRONG: usize = 100;
 
 /// A mesh file that is watched.
 #[derive(Debug)]
@@ -90,7 +36,7 @@ impl FileSource {
 }
 
 impl Source for FileSource {
-    async fn next(&mut self) -> Result<Snapshot> {
+    async fn next(&mut self) -> Result<Batch> {
         if self.is_read {
             self.watch.changed().await;
         }
@@ -100,7 +46,9 @@ impl Source for FileSource {
         self.last = Some(loaded.mesh.clone());
         // After it was noted: only what was once understood is a version to come back to.
         let refused = loaded.refuse_instead();
-        Ok(Snapshot { mesh: loaded.mesh, rejected: loaded.rejected, kept, refused })
+        let wrong = loaded.rejected.iter().take(MAX_WRONG).map(ToString::to_string).collect();
+        let (mesh, changes) = objects_of(&loaded.mesh);
+        Ok(Batch { mesh, changes, rejected: loaded.rejected, kept, refused, wrong, fault: None })
     }
 
     fn name(&self) -> String {
@@ -114,11 +62,25 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::base::code;
+    use crate::control::objects::{Change, Kind};
 
     const GOOD: &str = "pods:\n  - {name: a, node: n1, ips: [10.0.0.1]}\n";
 
-    async fn next(source: &mut FileSource) -> Result<Snapshot> {
+    async fn next(source: &mut FileSource) -> Result<Batch> {
         tokio::time::timeout(Duration::from_secs(5), source.next()).await.expect("a state in time")
+    }
+
+    fn names(batch: &Batch, kind: Kind) -> Vec<String> {
+        let of_kind = |change: &Change| match change {
+            Change::Replace(known, versions) if *known == kind => {
+                Some(versions.iter().map(|version| version.id().name.to_string()).collect())
+            }
+            _ => None,
+        };
+        let mut names: Vec<String> = batch.changes.iter().find_map(of_kind).expect("each kind is replaced");
+        names.sort_unstable();
+        names
     }
 
     #[tokio::test]
@@ -127,15 +89,13 @@ mod tests {
         let path = dir.path().join("mesh.yaml");
         fs::write(&path, GOOD).unwrap();
         let mut source = FileSource::new(path.clone()).unwrap();
-        assert_eq!(next(&mut source).await.unwrap().mesh.pods.len(), 1);
+        assert_eq!(names(&next(&mut source).await.unwrap(), Kind::Pod), ["a"]);
         fs::write(&path, "pods: {").unwrap();
         assert_eq!(next(&mut source).await.unwrap_err().code(), &code::SOURCE_BROKEN);
         fs::write(&path, format!("{}  - {{name: b, node: n1, ips: [10.0.0.2]}}\n", GOOD.replace("10.0.0.1", "x"))).unwrap();
         let snapshot = next(&mut source).await.unwrap();
         assert_eq!((snapshot.rejected.len(), snapshot.kept.as_slice()), (1, ["pod default/a".to_owned()].as_slice()));
-        let mut names: Vec<_> = snapshot.mesh.pods.iter().map(|pod| pod.name.as_str()).collect();
-        names.sort_unstable();
-        assert_eq!(names, ["a", "b"]);
+        assert_eq!(names(&snapshot, Kind::Pod), ["a", "b"]);
     }
 
     #[tokio::test]
@@ -148,19 +108,11 @@ mod tests {
         for tail in ["# again\n", ""] {
             let snapshot = next(&mut source).await.unwrap();
             assert_eq!((snapshot.refused.as_slice(), snapshot.kept.len()), (["default/p".to_owned()].as_slice(), 0));
-            assert_eq!(snapshot.mesh.policies.len(), 1);
+            assert_eq!(names(&snapshot, Kind::AuthorizationPolicy).len(), 1);
             fs::write(&path, bad(tail)).unwrap();
         }
         fs::write(&path, GOOD).unwrap();
         let snapshot = next(&mut source).await.unwrap();
-        assert!(snapshot.refused.is_empty() && snapshot.mesh.policies.is_empty(), "gone with its entry");
-    }
-
-    #[test]
-    fn locations() {
-        assert_eq!("file:/a/b.yaml".parse::<Location>().unwrap(), Location::File("/a/b.yaml".into()));
-        for bad in ["", "file:", "/a/b.yaml", "http:x"] {
-            assert_eq!(bad.parse::<Location>().unwrap_err().code(), &code::BAD_SETTING);
-        }
+        assert!(snapshot.refused.is_empty() && names(&snapshot, Kind::AuthorizationPolicy).is_empty(), "gone with its entry");
     }
 }
