@@ -40,8 +40,18 @@ pub(super) struct Foundation {
 }
 
 enum Ground {
-    Directory { tokens: Arc<Tokens>, _authority: watch::Sender<Arc<Authority>> },
-    Cluster { cluster: Cluster, keeper: Box<Keeper>, authority: watch::Sender<Arc<Authority>>, trouble: Trouble, publisher: Publisher, status: Writer },
+    Directory {
+        tokens: Arc<Tokens>,
+        _authority: watch::Sender<Arc<Authority>>,
+    },
+    Cluster {
+        cluster: Cluster,
+        keeper: Box<Keeper>,
+        authority: watch::Sender<Arc<Authority>>,
+        trouble: Trouble,
+        publisher: Publisher,
+        status: Writer,
+    },
 }
 
 impl Foundation {

@@ -264,7 +264,9 @@ fn a_pod_that_runs_is_found_by_its_processes_and_found_again_in_another_sandbox(
         assert_eq!(node.board.metrics.sandboxes_replaced.get(), 1);
         node.until("still served", || node.served());
 
-        // Somebody removes the rules.
+        // Somebody removes the rules, after they were seen to stand.
+        let audits = node.board.metrics.audits.get();
+        node.until("looked at", || node.board.metrics.audits.get() > audits + 1);
         world.wait(Nft::default().remove(&second.pod)).expect("remove");
         second.until(State::Redirecting);
         node.until("counted", || node.board.metrics.repairs.get() == 1);

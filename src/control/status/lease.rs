@@ -5,8 +5,8 @@ use std::time::Duration;
 use k8s_openapi::api::coordination::v1::{Lease as Object, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::api::{Api, ObjectMeta, PostParams};
 use kube::Client;
+use kube::api::{Api, ObjectMeta, PostParams};
 use tokio::time::Instant;
 
 use super::LIMIT;
@@ -57,7 +57,8 @@ impl Lease {
         let now = Timestamp::now();
         let written = match known {
             None => {
-                let lease = Object { metadata: ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() }, spec: Some(self.spec(now)) };
+                let lease =
+                    Object { metadata: ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() }, spec: Some(self.spec(now)) };
                 self.call("create", self.leases.create(&PostParams::default(), &lease)).await?
             }
             Some(lease) if is_free(lease.spec.as_ref(), &self.holder, now) => {
@@ -108,9 +109,10 @@ fn is_free(spec: Option<&LeaseSpec>, own: &str, now: Timestamp) -> bool {
     let Some(spec) = spec else { return true };
     let Some(holder) = spec.holder_identity.as_deref().filter(|holder| !holder.is_empty()) else { return true };
     let duration = spec.lease_duration_seconds.map_or(DURATION, |seconds| Duration::from_secs(seconds.max(0).unsigned_abs().into()));
-    let is_over = spec.renew_time.as_ref().is_none_or(|renewed| {
-        SignedDuration::try_from(duration).is_ok_and(|duration| now.duration_since(renewed.0) > duration)
-    });
+    let is_over = spec
+        .renew_time
+        .as_ref()
+        .is_none_or(|renewed| SignedDuration::try_from(duration).is_ok_and(|duration| now.duration_since(renewed.0) > duration));
     holder == own || is_over
 }
 
