@@ -85,7 +85,7 @@ pub enum AnySource {
     /// See [`Location::File`].
     File(Box<FileSource>),
     /// See [`Location::Kubernetes`].
-    Kubernetes(Box<KubernetesSource>),
+    Kubernetes(KubernetesSource),
 }
 
 impl AnySource {
