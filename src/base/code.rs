@@ -139,7 +139,7 @@ codes! {
     NOT_AUTHENTICATED "W7003" Peer false "-" "a caller of the control plane is not authenticated" "Its token is missing, unknown, expired or for another audience.";
     NOT_AUTHORIZED "W7004" Peer false "-" "a node asked for an identity that does not run there" "Stale agent data, or a compromised node.";
     CA_MATERIAL "W7005" Configuration false "-" "the authority's own key or certificate is unusable" "The text names the file, or the Secret and its key. A key file must be 0600. An authority that was in force stays.";
-    ELEMENT_REJECTED "W7006" Configuration false "-" "an element of the mesh source was rejected" "The text names it with line and column. Its previous version stays in force if it had one; a policy without one refuses everything in its place; all others are applied.";
+    ELEMENT_REJECTED "W7006" Configuration false "-" "an element of the mesh source was rejected" "The text names it, in a file with line and column. Its previous version stays in force if it had one; a policy without one refuses everything in its place; all others are applied.";
     API_UNAVAILABLE "W7011" ControlPlane true "-" "the Kubernetes API cannot be reached" "What was known stays in force and the call is repeated. Check the API server, and that nothing keeps this pod from reaching it.";
     API_REFUSED "W7012" Configuration false "-" "the Kubernetes API refused a call" "Its answer is in the text. If it says forbidden, the ServiceAccount lacks that verb on that resource: install the roles of the chart.";
     NOT_A_PROXY "W7013" Peer false "-" "a caller of the control plane is not a node's proxy" "Only accounts in CA_TRUSTED_NODE_ACCOUNTS may, with a token that is bound to a pod which exists.";

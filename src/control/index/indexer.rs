@@ -38,7 +38,7 @@ pub struct Indexer {
     published: Arc<Index>,
     /// Names of resources that may be different in `next`, in the order of [`Type`].
     touched: [BTreeSet<Str>; 2],
-    /// Something else may be different.
+    /// Pods are placed otherwise, whether they have workloads or not.
     is_moved: bool,
 }
 
@@ -200,6 +200,11 @@ impl Indexer {
         if before == version {
             return;
         }
+        let place = |object: &Option<Object>| match object {
+            Some(Object::Pod(pod)) => Some((pod.uid.clone(), pod.node.clone(), pod.service_account.clone(), pod.phase)),
+            _ => None,
+        };
+        self.is_moved |= place(&before) != place(&version);
         before.iter().for_each(|object| dirty.depends_on(object, self));
         self.store(kind, id, before, version.clone());
         version.iter().for_each(|object| dirty.depends_on(object, self));
@@ -236,7 +241,6 @@ impl Indexer {
         match object {
             Object::Pod(pod) => {
                 self.next.nodes.remove(&pod.node, &pod.id);
-                self.is_moved = true;
             }
             Object::Service(service) => {
                 if let Some(all) = self.hosts.get_mut(&service.hostname) {
@@ -265,7 +269,6 @@ impl Indexer {
                 if !pod.node.is_empty() {
                     self.next.nodes.add(&pod.node, pod.id.clone());
                 }
-                self.is_moved = true;
             }
             Object::Service(service) => {
                 self.hosts.entry(service.hostname.clone()).or_default().insert((service.age, service.id.clone()));
