@@ -85,9 +85,9 @@ impl Foundation {
     async fn on_cluster(settings: &Settings, index: &watch::Receiver<Arc<Index>>, report: Report<'_>) -> Result<(Self, AnySource, Batch)> {
         let cluster = settings.cluster.clone();
         let client = api::connect().await?;
-        let status = Writer::new(client.clone(), &cluster.namespace);
         let mesh = Mesh { trust_domain: (&*cluster.trust_domain).into(), root_namespace: (&*cluster.namespace).into() };
-        let mut source = AnySource::kubernetes(&client, mesh, &status.wishes());
+        let status = Writer::new(client.clone(), &cluster.namespace);
+        let mut source = AnySource::kubernetes(mesh, &client, &status.wishes());
         let first = patiently(&mut source, report.stage, async |source| source.next().await).await?;
         let open = async |client: &mut kube::Client| Keeper::open(client.clone(), &cluster.namespace, &cluster.trust_domain).await;
         let (keeper, authority) = patiently(&mut client.clone(), report.stage, open).await?;
