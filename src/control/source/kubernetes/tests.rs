@@ -29,6 +29,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 struct Cluster {
     kinds: BTreeMap<&'static str, BTreeMap<String, Value>>,
     version: u64,
+    /// Version, kind and event.
+    log: Vec<(u64, String, String)>,
     is_away: bool,
     lists: usize,
 }
@@ -69,7 +71,10 @@ impl Server {
         let name = object["metadata"]["name"].as_str().unwrap().to_owned();
         let all = cluster.kinds.get_mut(kind).unwrap();
         let event = if all.insert(name, object.clone()).is_some() { "MODIFIED" } else { "ADDED" };
-        let _ = self.events.send((kind.to_owned(), json!({"type": event, "object": object}).to_string()));
+        let event = json!({"type": event, "object": object}).to_string();
+        let version = cluster.version;
+        cluster.log.push((version, kind.to_owned(), event.clone()));
+        let _ = self.events.send((kind.to_owned(), event));
     }
 
     /// Ends all watches, and answers nothing more until it is back.
@@ -96,9 +101,11 @@ async fn answer(State((cluster, events)): State<Shared>, Query(query): Query<Has
         return (StatusCode::NOT_FOUND, Json(status)).into_response();
     };
     if query.get("watch").is_some_and(|watch| watch == "true") {
-        let events = BroadcastStream::new(events.subscribe());
-        let events = events.take_while(|event| std::future::ready(event.as_ref().is_ok_and(|(kind, _)| !kind.is_empty())));
-        let events = events.filter_map(|event| std::future::ready(event.ok()));
+        let from: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or_default();
+        let missed = cluster.log.iter().filter(|(version, ..)| *version > from).map(|(_, of, line)| (of.clone(), line.clone()));
+        let missed = futures::stream::iter(missed.collect::<Vec<_>>());
+        let events = BroadcastStream::new(events.subscribe()).filter_map(|event| std::future::ready(event.ok()));
+        let events = missed.chain(events).take_while(|(of, _)| std::future::ready(!of.is_empty()));
         let lines = events.filter_map(move |(of, line)| std::future::ready((of == kind).then(|| Ok::<_, std::io::Error>(line + "\n"))));
         return Body::from_stream(lines).into_response();
     }
@@ -123,14 +130,14 @@ async fn next(source: &mut KubernetesSource) -> Batch {
     tokio::time::timeout(LIMIT, source.next()).await.expect("in time").expect("a batch")
 }
 
-/// Applies batches until the condition holds; returns the last one.
-async fn until(source: &mut KubernetesSource, indexer: &mut Indexer, holds: impl Fn(&Batch, &Indexer) -> bool) -> Batch {
+/// Applies batches until the condition holds.
+async fn until(source: &mut KubernetesSource, indexer: &mut Indexer, holds: impl Fn(&Batch, &Indexer) -> bool) {
     tokio::time::timeout(LIMIT, async {
         loop {
             let mut batch = source.next().await.expect("a batch");
             indexer.apply(&batch.mesh, std::mem::take(&mut batch.changes));
             if holds(&batch, indexer) {
-                return batch;
+                return;
             }
         }
     })
@@ -155,12 +162,8 @@ async fn the_first_batch_has_everything_and_the_others_what_changed() {
     let index = indexer.publish();
     assert_eq!((index.resources(Type::Address).len(), index.resources(Type::Authorization).len()), (600, 1));
 
-    // Watches stand as soon as something is seen through them.
-    until(&mut source, &mut indexer, |_, indexer| {
-        server.put("pods", pod("new", "10.0.0.2"));
-        has(indexer, Type::Address, "Kubernetes//Pod/a/new")
-    })
-    .await;
+    server.put("pods", pod("new", "10.0.0.2"));
+    until(&mut source, &mut indexer, |_, indexer| has(indexer, Type::Address, "Kubernetes//Pod/a/new")).await;
 }
 
 #[tokio::test]
@@ -178,21 +181,14 @@ async fn a_policy_that_is_broken_keeps_its_version_or_refuses_everything() {
     let version = |indexer: &Indexer, name: &str| indexer.current().resources(Type::Authorization).get(name).unwrap().version.clone();
     let (known, refusal) = (version(&indexer, "a/known"), version(&indexer, "a/never-good"));
 
-    until(&mut source, &mut indexer, |batch, _| {
-        server.put("authorizationpolicies", policy("known", "https"));
-        batch.wrong.len() == 2
-    })
-    .await;
+    server.put("authorizationpolicies", policy("known", "https"));
+    until(&mut source, &mut indexer, |batch, _| batch.wrong.len() == 2).await;
     assert_eq!(version(&indexer, "a/known"), known);
     // Listed anew with the same faults: nothing is different.
     server.go_away(true);
     server.go_away(false);
     server.put("authorizationpolicies", policy("never-good", "81"));
-    until(&mut source, &mut indexer, |batch, _| {
-        server.put("authorizationpolicies", policy("never-good", "81"));
-        batch.wrong.len() == 1
-    })
-    .await;
+    until(&mut source, &mut indexer, |batch, _| batch.wrong.len() == 1).await;
     assert_eq!(version(&indexer, "a/known"), known);
     assert_ne!(version(&indexer, "a/never-good"), refusal);
 }
@@ -206,16 +202,12 @@ async fn a_server_that_is_away_is_told_and_its_state_stays() {
     let first = next(&mut source).await;
     indexer.apply(&first.mesh, first.changes);
     server.go_away(true);
-    let away = until(&mut source, &mut indexer, |batch, _| batch.fault.is_some()).await;
-    assert!(away.fault.unwrap().contains("Pod"));
+    until(&mut source, &mut indexer, |batch, _| batch.fault.as_ref().is_some_and(|fault| fault.contains("Pod"))).await;
     assert!(has(&indexer, Type::Address, "Kubernetes//Pod/a/p"));
     server.go_away(false);
     until(&mut source, &mut indexer, |batch, _| batch.fault.is_none()).await;
-    until(&mut source, &mut indexer, |_, indexer| {
-        server.put("pods", pod("q", "10.0.0.2"));
-        has(indexer, Type::Address, "Kubernetes//Pod/a/q")
-    })
-    .await;
+    server.put("pods", pod("q", "10.0.0.2"));
+    until(&mut source, &mut indexer, |_, indexer| has(indexer, Type::Address, "Kubernetes//Pod/a/q")).await;
 }
 
 #[tokio::test(start_paused = true)]
