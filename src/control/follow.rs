@@ -21,6 +21,8 @@ use pace::Pace;
 pub(super) struct SourceHealth {
     /// Why the newest state could not be had or used, and since when; `None`: it is in force.
     pub(super) error: Option<String>,
+    /// Since when there is an error.
+    pub(super) since: Option<SystemTime>,
     /// What the newest state in force left out.
     pub(super) rejected: Vec<String>,
 }
@@ -47,14 +49,16 @@ impl<S: Source> Follower<S> {
     pub(super) async fn run(mut self, mut drain: drain::Watch) {
         loop {
             let is_pending = self.indexer.is_pending();
-            let due = self.pace.due(Instant::now());
+            let now = Instant::now();
+            let due = self.pace.due(now);
+            if is_pending && due <= now {
+                self.publish();
+                continue;
+            }
             let next = tokio::select! {
                 biased;
                 _ = drain.started() => return,
-                () = tokio::time::sleep_until(due), if is_pending => {
-                    self.publish();
-                    continue;
-                }
+                () = tokio::time::sleep_until(due), if is_pending => continue,
                 next = self.source.next() => next,
             };
             match next {
@@ -108,13 +112,13 @@ impl<S: Source> Follower<S> {
             tracing::warn!(from, to, "the trust domain has changed: all identities are new");
         }
         let (addresses, policies) = (next.last_delta(Type::Address), next.last_delta(Type::Authorization));
-        tracing::info!(
-            source = self.source.name(),
-            generation = next.generation(),
-            changed = addresses.changed.len() + policies.changed.len(),
-            removed = addresses.removed.len() + policies.removed.len(),
-            "new state in force"
-        );
+        let changed = addresses.changed.len() + policies.changed.len();
+        let removed = addresses.removed.len() + policies.removed.len();
+        let (source, generation) = (self.source.name(), next.generation());
+        match changed + removed {
+            0 => tracing::debug!(source, generation, "pods are placed otherwise"),
+            _ => tracing::info!(source, generation, changed, removed, "new state in force"),
+        }
         self.index.send_replace(next);
     }
 
@@ -127,6 +131,8 @@ impl<S: Source> Follower<S> {
     fn note(&mut self, fault: Option<String>) {
         self.fault_since = fault.as_ref().map(|_| self.fault_since.unwrap_or_else(SystemTime::now));
         let since = self.fault_since.map(humantime::format_rfc3339_seconds);
-        self.health.write().error = fault.zip(since).map(|(fault, since)| format!("{fault} (since {since})"));
+        let mut health = self.health.write();
+        health.since = self.fault_since;
+        health.error = fault.zip(since).map(|(fault, since)| format!("{fault} (since {since})"));
     }
 }
