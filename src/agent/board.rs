@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -66,6 +67,7 @@ pub struct Board {
     changed: watch::Sender<u64>,
     captured: watch::Sender<BTreeSet<IpAddr>>,
     notices: mpsc::Sender<Notice>,
+    all_leave: AtomicBool,
     /// What is counted.
     pub metrics: Metrics,
 }
@@ -79,6 +81,7 @@ impl Board {
             changed: watch::channel(0).0,
             captured: watch::channel(BTreeSet::new()).0,
             notices,
+            all_leave: AtomicBool::new(false),
             metrics: Metrics::new(),
         };
         (board, receiver)
@@ -134,6 +137,17 @@ impl Board {
     /// All pods that are in the mesh, are to be, or leave it.
     pub fn entries(&self) -> BTreeMap<Str, Entry> {
         self.entries.lock().clone()
+    }
+
+    /// From now on a pod without entry is one that has left, not one that was not looked at yet.
+    pub fn all_leave(&self) {
+        self.all_leave.store(true, Ordering::Relaxed);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Whether all pods leave.
+    pub fn do_all_leave(&self) -> bool {
+        self.all_leave.load(Ordering::Relaxed)
     }
 
     /// Changes with every entry.

@@ -55,7 +55,7 @@ impl Surroundings {
     }
 }
 
-/// Runs the agent until a drain starts: serves proxies on the socket file `socket` and keeps the pods of `discovery`
+/// Runs the agent until a drain starts, or until it is removed: serves proxies on the socket file `socket` and keeps the pods of `discovery`
 /// enrolled by `redirect`. Tells whether all pods have left at the end.
 ///
 /// # Errors
@@ -77,7 +77,7 @@ pub async fn run(
     };
     let proxies = Handle::new();
     let found = find_all(finder.clone(), &pods).await;
-    let mut reconciler = Reconciler::new(redirect, proxies.clone(), settings, board, finder);
+    let mut reconciler = Reconciler::new(redirect, proxies.clone(), settings, board.clone(), finder);
     reconciler.begin(pods, found);
     let server = Server::bind(socket, &proxies).await?;
     tracing::info!(socket = %socket.display(), "waiting for proxies");
@@ -91,12 +91,11 @@ pub async fn run(
     };
     let leave = removed || (!settings.keep_on_exit && removal.is_removal().await);
     if leave {
+        board.all_leave();
         reconciler.leave_all(&mut calls).await;
     } else {
         tracing::info!(pods = reconciler.len(), "the agent ends, pods stay enrolled");
     }
-    // One that is ended before it was asked to would be started again.
-    drain.started().await;
     end.stop().await;
     serving.abort();
     Ok(leave)

@@ -48,7 +48,7 @@ impl Node {
     ///
     /// # Errors
     /// A socket cannot be made, or what was to be removed at the end could not be. Everything else is tried again.
-    pub async fn run(self, client: Client, drain: Watch) -> Result<()> {
+    pub async fn run(self, client: Client, mut drain: Watch) -> Result<()> {
         let Self { name, namespace, rules, settings, zds_socket, host_proc, cni, status } = self;
         let ready = Arc::new(Readiness::new());
         let (board, notices) = Board::new();
@@ -73,7 +73,7 @@ impl Node {
         });
 
         let around = Surroundings { board, ready, calls, finder: Some(Finder::new(host_proc)), removal };
-        let agent = super::run(discovery, Nft::new(settings.options), &zds_socket, settings, around, drain);
+        let agent = super::run(discovery, Nft::new(settings.options), &zds_socket, settings, around, drain.clone());
         let left = tokio::select! {
             left = agent => left?,
             failed = ended_early(plugin) => return Err(failed),
@@ -88,6 +88,8 @@ impl Node {
             cni.as_ref().map_or(Ok(()), cni::uninstall)?;
             rules?;
         }
+        // An agent that ends before it is asked to would be started again.
+        drain.started().await;
         Ok(())
     }
 }

@@ -31,8 +31,8 @@ use pod::{Given, Outcome, Task, Tools};
 use search::Search;
 use tracked::Tracked;
 
-/// Between two looks at a pod that is as it must be.
-const AUDIT: Duration = Duration::from_secs(30);
+/// The longest pause when nothing is due.
+const IDLE: Duration = Duration::from_secs(30);
 
 /// Pods that are worked on at the same time; those for which a CNI call waits, in addition.
 const WORKERS: usize = 8;
@@ -58,11 +58,19 @@ pub struct Settings {
     pub keep_on_exit: bool,
     /// What the rules are made with.
     pub options: Options,
+    /// Between two looks at a pod that is as it must be; a fifth more or less, so that those at many pods spread out.
+    pub audit: Duration,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { drain: Duration::from_secs(30), exit_drain: Duration::from_secs(5), keep_on_exit: false, options: Options::default() }
+        Self {
+            drain: Duration::from_secs(30),
+            exit_drain: Duration::from_secs(5),
+            keep_on_exit: false,
+            options: Options::default(),
+            audit: Duration::from_secs(30),
+        }
     }
 }
 
@@ -93,7 +101,7 @@ impl<R: Redirect + 'static> Reconciler<R> {
             board,
             pods: BTreeMap::new(),
             handed: BTreeMap::new(),
-            search: Search::new(finder),
+            search: Search::new(finder, settings.audit),
             steps: FuturesUnordered::new(),
             ending: false,
         }
@@ -240,16 +248,13 @@ impl<R: Redirect + 'static> Reconciler<R> {
                 }
                 self.hand(uid, given);
             }
-            Command::Del { uid, sandbox } => {
+            Command::Del(sandbox) => {
                 let is = |given: &Given| given.sandbox.as_ref() == Some(&sandbox);
-                if self.handed.get(&uid).is_some_and(is) {
-                    self.handed.remove(&uid);
-                }
-                if let Some(tracked) = self.pods.get_mut(&uid)
-                    && tracked.task.wanted.given.as_ref().is_some_and(is)
-                {
-                    tracked.task.wanted.given = None;
-                    tracked.soon();
+                self.handed.retain(|_, given| !is(given));
+                for tracked in self.pods.values_mut() {
+                    if tracked.task.wanted.given.take_if(|given| is(given)).is_some() {
+                        tracked.soon();
+                    }
                 }
             }
         }
@@ -295,7 +300,7 @@ impl<R: Redirect + 'static> Reconciler<R> {
         let lost = self.pods.values().any(|tracked| tracked.task.is_lost() && !tracked.task.wanted.pod.ips.is_empty());
         let given = self.pods.values().any(|tracked| tracked.task.wanted.given.is_some());
         let search = if self.ending { None } else { self.search.due(lost, given) };
-        steps.chain(waiters).chain(search).min().unwrap_or_else(|| Instant::now() + AUDIT)
+        steps.chain(waiters).chain(search).min().unwrap_or_else(|| Instant::now() + IDLE)
     }
 
     /// Starts what is due: steps for pods, those first for which somebody waits, then those that have waited longest;

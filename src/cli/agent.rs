@@ -110,7 +110,7 @@ pub async fn run(args: Args, drain: drain::Watch) -> Result<()> {
     let drain_time = Duration::from_secs(args.drain);
     let options = Options { probe_v4: args.probe_ip, probe_v6: args.probe_ipv6 };
     let exit_drain = Settings::default().exit_drain.min(drain_time);
-    let settings = Settings { drain: drain_time, exit_drain, keep_on_exit: args.keep_on_exit, options };
+    let settings = Settings { drain: drain_time, exit_drain, keep_on_exit: args.keep_on_exit, options, ..Settings::default() };
     match args.source {
         Source::File(path) => {
             let discovery = FileDiscovery::new(path, args.node)?;

@@ -49,14 +49,16 @@ impl<S: Source> Follower<S> {
     pub(super) async fn run(mut self, mut drain: drain::Watch) {
         loop {
             let is_pending = self.indexer.is_pending();
-            let due = self.pace.due(Instant::now());
+            let now = Instant::now();
+            let due = self.pace.due(now);
+            if is_pending && due <= now {
+                self.publish();
+                continue;
+            }
             let next = tokio::select! {
                 biased;
                 _ = drain.started() => return,
-                () = tokio::time::sleep_until(due), if is_pending => {
-                    self.publish();
-                    continue;
-                }
+                () = tokio::time::sleep_until(due), if is_pending => continue,
                 next = self.source.next() => next,
             };
             match next {
@@ -110,13 +112,13 @@ impl<S: Source> Follower<S> {
             tracing::warn!(from, to, "the trust domain has changed: all identities are new");
         }
         let (addresses, policies) = (next.last_delta(Type::Address), next.last_delta(Type::Authorization));
-        tracing::info!(
-            source = self.source.name(),
-            generation = next.generation(),
-            changed = addresses.changed.len() + policies.changed.len(),
-            removed = addresses.removed.len() + policies.removed.len(),
-            "new state in force"
-        );
+        let changed = addresses.changed.len() + policies.changed.len();
+        let removed = addresses.removed.len() + policies.removed.len();
+        let (source, generation) = (self.source.name(), next.generation());
+        match changed + removed {
+            0 => tracing::debug!(source, generation, "pods are placed otherwise"),
+            _ => tracing::info!(source, generation, changed, removed, "new state in force"),
+        }
         self.index.send_replace(next);
     }
 

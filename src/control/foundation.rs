@@ -18,6 +18,7 @@ use super::objects::Mesh;
 use super::publish::Publisher;
 use super::server::Settings;
 use super::source::{AnySource, Batch, Location, Source};
+use super::status::Writer;
 use super::tokens::Tokens;
 use crate::base::{Result, code, drain};
 
@@ -51,6 +52,7 @@ struct Upkeep {
     authority: watch::Sender<Arc<Authority>>,
     trouble: Trouble,
     publisher: Publisher,
+    status: Writer,
 }
 
 impl Foundation {
@@ -83,15 +85,16 @@ impl Foundation {
     async fn on_cluster(settings: &Settings, index: &watch::Receiver<Arc<Index>>, report: Report<'_>) -> Result<(Self, AnySource, Batch)> {
         let cluster = settings.cluster.clone();
         let client = api::connect().await?;
+        let status = Writer::new(client.clone(), &cluster.namespace);
         let mesh = Mesh { trust_domain: (&*cluster.trust_domain).into(), root_namespace: (&*cluster.namespace).into() };
-        let mut source = AnySource::kubernetes(client.clone(), mesh);
+        let mut source = AnySource::kubernetes(&client, mesh, &status.wishes());
         let first = patiently(&mut source, report.stage, async |source| source.next().await).await?;
         let open = async |client: &mut kube::Client| Keeper::open(client.clone(), &cluster.namespace, &cluster.trust_domain).await;
         let (keeper, authority) = patiently(&mut client.clone(), report.stage, open).await?;
         let (sender, authority) = watch::channel(Arc::new(authority));
         let callers = Arc::new(Authenticator::cluster(client.clone(), cluster.proxies.clone(), index.clone()));
         let publisher = Publisher::new(client, authority.clone(), report.metrics);
-        let upkeep = Upkeep { namespace: cluster.namespace, keeper, authority: sender, trouble: report.trouble, publisher };
+        let upkeep = Upkeep { namespace: cluster.namespace, keeper, authority: sender, trouble: report.trouble, publisher, status };
         Ok((Self { authority, callers, ground: Ground::Cluster(Box::new(upkeep)) }, source, first))
     }
 
@@ -127,9 +130,10 @@ impl Foundation {
     /// Starts what keeps it current.
     pub(super) fn keep(self, tasks: &mut JoinSet<()>, drain: &drain::Watch) {
         if let Ground::Cluster(upkeep) = self.ground {
-            let Upkeep { keeper, authority, trouble, publisher, .. } = *upkeep;
+            let Upkeep { keeper, authority, trouble, publisher, status, .. } = *upkeep;
             tasks.spawn(keeper.follow(authority, trouble, drain.clone()));
             tasks.spawn(publisher.run(drain.clone()));
+            tasks.spawn(status.run(drain.clone()));
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod objects;
 mod publish;
 mod server;
 pub mod source;
+mod status;
 mod tls;
 pub mod tokens;
 

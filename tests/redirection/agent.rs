@@ -27,7 +27,7 @@ use crate::world::{Accepted, Dial, World, accept, both_families, connect, listen
 
 /// A proxy that only listens.
 #[derive(Clone, Default)]
-struct Listening(Arc<Mutex<HashMap<String, (WorkloadInfo, TcpListener)>>>);
+pub(crate) struct Listening(Arc<Mutex<HashMap<String, (WorkloadInfo, TcpListener)>>>);
 
 impl Serve for Listening {
     async fn start(&mut self, uid: &str, info: &WorkloadInfo, netns: NetNs) -> Result<()> {
@@ -41,12 +41,12 @@ impl Serve for Listening {
 }
 
 impl Listening {
-    fn accept(&self) -> Accepted {
+    pub(crate) fn accept(&self) -> Accepted {
         let listener = self.0.lock().values().next().expect("the pod is served").1.try_clone().expect("clone");
         accept(&listener)
     }
 
-    fn accounts(&self) -> Vec<String> {
+    pub(crate) fn accounts(&self) -> Vec<String> {
         self.0.lock().values().map(|(info, _)| info.service_account.clone()).collect()
     }
 }

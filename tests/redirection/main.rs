@@ -9,5 +9,6 @@ mod enrolment;
 mod existing;
 mod probes;
 mod routing;
+mod sandboxes;
 mod visits;
 mod world;

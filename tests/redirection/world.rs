@@ -49,7 +49,7 @@ pub(crate) fn both_families(story: impl Fn(&World)) {
 }
 
 impl World {
-    fn new(family: Addresses) -> Self {
+    pub(crate) fn new(family: Addresses) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
         let (pod, host) = (new_netns(), new_netns());
         runtime.block_on(async {

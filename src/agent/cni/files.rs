@@ -40,7 +40,14 @@ pub(super) fn replace(path: &Path, before: &str, after: &str) -> io::Result<bool
     let path = &fs::canonicalize(path)?;
     let meta = fs::metadata(path)?;
     let fresh = Unfinished::write(path, &mut after.as_bytes(), meta.permissions().mode())?;
-    std::os::unix::fs::chown(&fresh.0, Some(meta.uid()), Some(meta.gid()))?;
+    let own = fs::metadata(&fresh.0)?;
+    if (own.uid(), own.gid()) != (meta.uid(), meta.gid()) {
+        // Without CAP_CHOWN it becomes this process's file; runtimes read it as root.
+        match std::os::unix::fs::chown(&fresh.0, Some(meta.uid()), Some(meta.gid())) {
+            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+            _ => {}
+        }
+    }
     let exchange = || renameat2(AT_FDCWD, &fresh.0, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE);
     match exchange() {
         Ok(()) => {

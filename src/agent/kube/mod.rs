@@ -17,6 +17,7 @@ use kube::{Api, Client};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::discovery::{Discovery, Lookup, Pod};
 use crate::base::{Error, Result, code, deadline};
@@ -35,6 +36,9 @@ const WATCH_SECONDS: u32 = 60;
 /// Between two attempts to watch: doubles from the first to the last.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
 
+/// A watch that has not failed for so long is up: it fails more often while the API server is away.
+const STALE: Duration = Duration::from_secs(10);
+
 /// Objects in one answer to a list: bounds the memory that it takes.
 const PAGE: u32 = 100;
 
@@ -52,8 +56,8 @@ struct Shared {
     store: Mutex<Store>,
     /// Counts the changes.
     changed: watch::Sender<u64>,
-    /// Both watches are open.
-    fresh: Mutex<(bool, bool)>,
+    /// When a watch failed, the last time.
+    failed: Mutex<Option<Instant>>,
     ready: Arc<Readiness>,
 }
 
@@ -78,25 +82,15 @@ impl KubeDiscovery {
         ready.waits("kubernetes", "the pods of this node are not known yet");
         let (changed, receiver) = watch::channel(0);
         let store = Mutex::new(Store::new(rules));
-        let shared = Arc::new(Shared { client: client.clone(), store, changed, fresh: Mutex::new((false, false)), ready });
+        let shared = Arc::new(Shared { client: client.clone(), store, changed, failed: Mutex::new(None), ready });
         let config = || watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
         let pods = watcher(Api::<object::Pod>::all(client.clone()), config().fields(&format!("spec.nodeName={node}")));
         let namespaces = watcher_of(client, &namespace_kind(), config());
         let mut watches = JoinSet::new();
         let of_pods = shared.clone();
-        watches.spawn(follow(shared.clone(), "pods", pods, move |event, up| {
-            of_pods.fresh.lock().0 = up;
-            if let Some(event) = event {
-                of_pods.store.lock().pod_event(event);
-            }
-        }));
+        watches.spawn(follow(shared.clone(), "pods", pods, move |event| of_pods.store.lock().pod_event(event)));
         let of_namespaces = shared.clone();
-        watches.spawn(follow(shared.clone(), "namespaces", namespaces, move |event, up| {
-            of_namespaces.fresh.lock().1 = up;
-            if let Some(event) = event {
-                of_namespaces.store.lock().namespace_event(event);
-            }
-        }));
+        watches.spawn(follow(shared.clone(), "namespaces", namespaces, move |event| of_namespaces.store.lock().namespace_event(event)));
         Self { pods: Pods { shared }, changed: receiver, last: None, _watches: watches }
     }
 
@@ -128,7 +122,7 @@ impl Discovery for KubeDiscovery {
 impl Lookup for Pods {
     async fn pod(&self, uid: &str, namespace: &str, name: &str, limit: Duration) -> Result<Pod> {
         let known = self.shared.store.lock().pod(uid, namespace, name);
-        let fresh = *self.shared.fresh.lock() == (true, true);
+        let fresh = self.shared.failed.lock().is_none_or(|failed| failed.elapsed() >= STALE);
         if let (Some(pod), true) = (&known, fresh) {
             return Ok(pod.clone());
         }
@@ -182,12 +176,12 @@ fn watcher_of(
     watcher(Api::<Meta>::all_with(client, kind), config)
 }
 
-/// Hands every event of a watch to `take`, with whether the watch is up; for ever.
+/// Hands every event of a watch to `take`; for ever.
 async fn follow<K: Send + 'static>(
     shared: Arc<Shared>,
     what: &'static str,
     stream: impl TryStream<Ok = Event<K>, Error = watcher::Error> + Send + 'static,
-    take: impl Fn(Option<Event<K>>, bool) + Send,
+    take: impl Fn(Event<K>) + Send,
 ) {
     let mut stream = std::pin::pin!(stream.into_stream());
     let mut failures = 0_u32;
@@ -195,7 +189,7 @@ async fn follow<K: Send + 'static>(
         match event {
             Ok(event) => {
                 let listing = matches!(event, Event::Init | Event::InitApply(_));
-                take(Some(event), !listing);
+                take(event);
                 if !listing {
                     if failures > 0 {
                         tracing::info!(what, "the watch is up again");
@@ -208,7 +202,7 @@ async fn follow<K: Send + 'static>(
                 shared.changed.send_modify(|count| *count += 1);
             }
             Err(error) => {
-                take(None, false);
+                *shared.failed.lock() = Some(Instant::now());
                 let pause = BACKOFF.0.saturating_mul(1 << failures.min(16)).min(BACKOFF.1);
                 failures += 1;
                 // A watch that ran into its time limit or was compacted away is no news.

@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::store::REDIRECTION;
+use super::store::{REDIRECTION, Store, Told};
 use super::{CALL, Pods, object};
 use crate::agent::board::{Board, Condition, Entry, Notice};
 use crate::base::drain::Watch;
@@ -40,7 +40,7 @@ const END: Duration = Duration::from_secs(5);
 struct Write {
     uid: Str,
     info: WorkloadInfo,
-    value: Option<&'static str>,
+    value: Option<String>,
 }
 
 /// Tells until the drain has started and everything is told, or the time for it is over.
@@ -69,7 +69,7 @@ async fn annotate(client: &Client, pods: &Pods, board: &Board, mut drain: Watch)
     loop {
         board_changed.borrow_and_update();
         pods_changed.borrow_and_update();
-        let wanted = wanted(pods, &board.entries());
+        let wanted = wanted(&pods.shared.store.lock(), &board.entries(), board.do_all_leave());
         failed.retain(|uid, _| wanted.iter().any(|write| write.uid == *uid));
         let now = Instant::now();
         for write in &wanted {
@@ -111,17 +111,19 @@ async fn annotate(client: &Client, pods: &Pods, board: &Board, mut drain: Watch)
 }
 
 /// The annotations that are not as they must be.
-fn wanted(pods: &Pods, entries: &BTreeMap<Str, Entry>) -> Vec<Write> {
-    let store = pods.shared.store.lock();
-    let writes = store.records().filter_map(|(uid, info, is)| {
+fn wanted(store: &Store, entries: &BTreeMap<Str, Entry>, all_leave: bool) -> Vec<Write> {
+    let writes = store.records().filter_map(|Told { uid, info, is, ambient }| {
         let value = match entries.get(uid).map(|entry| entry.condition) {
             // What another agent saw served is closed now, not open: peers must not fall back to plaintext.
             Some(Condition::Closed) if is == Some("enabled") => Some("enabled"),
             Some(Condition::Closed) => Some("pending"),
             Some(Condition::Captured) => Some("enabled"),
-            Some(Condition::Open | Condition::Leaving) | None => None,
+            Some(Condition::Open | Condition::Leaving) => None,
+            // It was not looked at yet.
+            None if ambient && !all_leave => is,
+            None => None,
         };
-        (value != is).then(|| Write { uid: uid.clone(), info: info.clone(), value })
+        (value != is).then(|| Write { uid: uid.clone(), info: info.clone(), value: value.map(str::to_owned) })
     });
     writes.collect()
 }

@@ -44,7 +44,7 @@ pub(super) struct Record {
     annotations: Map,
     host_network: bool,
     /// The annotation as it is in the API.
-    pub(super) redirection: Option<String>,
+    redirection: Option<String>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -139,15 +139,19 @@ impl Store {
         self.decided(&record(pod), Some(&namespace(meta)))
     }
 
-    /// The annotation of each pod as it is in the API.
-    pub(super) fn records(&self) -> impl Iterator<Item = (&Str, &WorkloadInfo, Option<&str>)> {
-        self.pods.iter().map(|(uid, record)| (uid, &record.pod.info, record.redirection.as_deref()))
+    /// What the API says about each pod.
+    pub(super) fn records(&self) -> impl Iterator<Item = Told<'_>> {
+        self.pods.iter().map(|(uid, record)| {
+            let info = &record.pod.info;
+            let ambient = self.membership(record, self.namespaces.get(&info.namespace)).is_in();
+            Told { uid, info, is: record.redirection.as_deref(), ambient }
+        })
     }
 
     /// The annotation was written.
-    pub(super) fn wrote(&mut self, uid: &str, redirection: Option<&str>) {
+    pub(super) fn wrote(&mut self, uid: &str, redirection: Option<String>) {
         if let Some(record) = self.pods.get_mut(uid) {
-            record.redirection = redirection.map(str::to_owned);
+            record.redirection = redirection;
         }
     }
 
@@ -159,25 +163,35 @@ impl Store {
         all.chain(pods.map(|record| (record.pod.info.namespace.clone(), true))).collect()
     }
 
+    fn membership(&self, record: &Record, namespace: Option<&Namespace>) -> Membership {
+        let Some(namespace) = namespace else { return Membership::Out("its namespace is not known yet") };
+        let subject = Subject {
+            namespace: &record.pod.info.namespace,
+            namespace_labels: &namespace.labels,
+            labels: &record.labels,
+            annotations: &record.annotations,
+            host_network: record.host_network,
+        };
+        enrolment::membership(&subject, &self.rules.excluded)
+    }
+
     fn decided(&self, record: &Record, namespace: Option<&Namespace>) -> discovery::Pod {
         let mut pod = record.pod.clone();
-        let decided = match namespace {
-            None => Membership::Out("its namespace is not known yet"),
-            Some(namespace) => enrolment::membership(
-                &Subject {
-                    namespace: &pod.info.namespace,
-                    namespace_labels: &namespace.labels,
-                    labels: &record.labels,
-                    annotations: &record.annotations,
-                    host_network: record.host_network,
-                },
-                &self.rules.excluded,
-            ),
-        };
+        let decided = self.membership(record, namespace);
         (pod.ambient, pod.why) = (decided.is_in(), decided.why());
         pod.existing = enrolment::existing(&record.annotations, namespace.and_then(|namespace| namespace.existing), self.rules.existing);
         pod
     }
+}
+
+/// What the API says about a pod.
+pub(super) struct Told<'a> {
+    pub(super) uid: &'a Str,
+    pub(super) info: &'a WorkloadInfo,
+    /// The annotation.
+    pub(super) is: Option<&'a str>,
+    /// It is to be in the mesh.
+    pub(super) ambient: bool,
 }
 
 fn record(pod: Pod) -> Record {

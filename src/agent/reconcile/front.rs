@@ -23,7 +23,7 @@ pub(super) enum Command {
     /// The pod has this sandbox, and is not to be in the mesh.
     Note(Str, Sandbox),
     /// The sandbox is being taken down.
-    Del { uid: Str, sandbox: Str },
+    Del(Str),
 }
 
 /// Somebody who waits for an enrolment.
@@ -67,9 +67,9 @@ impl<L: Lookup> Sandboxes for Front<L> {
         verdict
     }
 
-    async fn del(&self, uid: &str, container_id: &str) {
+    async fn del(&self, _uid: &str, container_id: &str) {
         // A full queue is one that nobody empties: the audit will find what has become of the sandbox.
-        let _ = self.commands.try_send(Command::Del { uid: uid.into(), sandbox: container_id.into() });
+        let _ = self.commands.try_send(Command::Del(container_id.into()));
     }
 }
 

@@ -6,7 +6,6 @@ use rand::Rng;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::AUDIT;
 use crate::agent::find::{Finder, Found, Wanted};
 use crate::base::{Error, Result, code};
 
@@ -23,12 +22,13 @@ pub(super) struct Search {
     pause: Duration,
     /// The next pass over pods that are: their sandbox may be another one by now.
     audit: Instant,
+    between_audits: Duration,
 }
 
 impl Search {
-    pub(super) fn new(finder: Option<Finder>) -> Self {
+    pub(super) fn new(finder: Option<Finder>, between_audits: Duration) -> Self {
         let now = Instant::now();
-        Self { finder, running: None, next: now, pause: PAUSE.0, audit: now + AUDIT }
+        Self { finder, running: None, next: now, pause: PAUSE.0, audit: now + between_audits, between_audits }
     }
 
     /// There are pods that have not been looked for.
@@ -51,7 +51,7 @@ impl Search {
         let Some(finder) = self.finder.clone() else { return };
         let now = Instant::now();
         (self.next, self.pause) = (now + self.pause, (self.pause * 2).min(PAUSE.1));
-        self.audit = now + AUDIT.mul_f64(rand::rng().random_range(0.8..1.2));
+        self.audit = now + self.between_audits.mul_f64(rand::rng().random_range(0.8..1.2));
         self.running = Some((now, tokio::task::spawn_blocking(move || finder.find(&wanted))));
     }
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 use rand::Rng;
 use tokio::time::Instant;
 
+use super::Reconciler;
 use super::pod::{Enrolled, Outcome, Task};
 use super::tracked::Tracked;
-use super::{AUDIT, Reconciler};
 use crate::agent::board::{Board, Condition};
 use crate::agent::redirect::Redirect;
 use crate::agent::sandbox::Verdict;
@@ -29,7 +29,7 @@ impl<R: Redirect + 'static> Reconciler<R> {
         let exposed = tracked.exposed();
         tracked.busy = false;
         let is_as_wanted = tracked.task.finish(task);
-        let audit = now + AUDIT.mul_f64(rand::rng().random_range(0.8..1.2));
+        let audit = now + self.settings.audit.mul_f64(rand::rng().random_range(0.8..1.2));
         let mut line = "";
         match outcome {
             Outcome::Step(text) => {

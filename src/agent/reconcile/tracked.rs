@@ -142,7 +142,7 @@ impl Tracked {
                 board,
                 true,
                 "WarrenCapturedLate",
-                format!("The pod ran for {time} without being captured: what it sent and received was not protected."),
+                format!("The pod ran for up to {time} without being captured: what it sent and received was not protected."),
             );
         }
         (self.good, self.noticed) = (Some(now), None);

@@ -67,6 +67,10 @@ impl Watched for api::AuthorizationPolicy {
             ))),
         }
     }
+
+    fn status(&self) -> Option<&Value> {
+        Some(&self.status)
+    }
 }
 
 impl api::AuthorizationPolicy {

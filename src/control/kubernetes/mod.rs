@@ -10,6 +10,7 @@ mod service;
 use std::fmt::Debug;
 
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 pub use api::{AuthorizationPolicy, EndpointSlice, Namespace, Node, PeerAuthentication, Pod, Service};
 pub use authorization::Verdict;
@@ -33,6 +34,11 @@ pub trait Watched: kube::Resource<DynamicType = ()> + Clone + Debug + Deserializ
 
     /// What its status is to say; `None`: nothing.
     fn verdict(&self, _mesh: &Mesh) -> Option<Verdict> {
+        None
+    }
+
+    /// Its status as it is, of kinds that get a verdict.
+    fn status(&self) -> Option<&Value> {
         None
     }
 

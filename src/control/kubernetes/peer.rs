@@ -48,6 +48,10 @@ impl Watched for api::PeerAuthentication {
             }
         })
     }
+
+    fn status(&self) -> Option<&Value> {
+        Some(&self.status)
+    }
 }
 
 impl api::PeerAuthentication {

@@ -14,6 +14,7 @@ use super::{Batch, Source};
 use crate::base::{Error, Result, code};
 use crate::control::kubernetes::{AuthorizationPolicy, EndpointSlice, Namespace, Node, PeerAuthentication, Pod, Service, Watched};
 use crate::control::objects::{Change, Id, Kind, Mesh};
+use crate::control::status::Wishes;
 
 use feed::{Feed, News, Signal};
 
@@ -43,8 +44,8 @@ pub struct KubernetesSource {
 }
 
 impl KubernetesSource {
-    /// Begins to watch.
-    pub fn new(mesh: Mesh, client: Client) -> Self {
+    /// Begins to watch. What the status of policies should say becomes wishes.
+    pub(in crate::control) fn new(mesh: Mesh, client: &Client, wishes: &Wishes) -> Self {
         let mut source = Self {
             mesh,
             feeds: SelectAll::new(),
@@ -55,19 +56,19 @@ impl KubernetesSource {
             faults: BTreeMap::new(),
             wrong: BTreeMap::new(),
         };
-        source.watch::<Node>(&client);
-        source.watch::<Namespace>(&client);
-        source.watch::<Pod>(&client);
-        source.watch::<Service>(&client);
-        source.watch::<EndpointSlice>(&client);
-        source.watch::<PeerAuthentication>(&client);
-        source.watch::<AuthorizationPolicy>(&client);
+        source.watch::<Node>(client, wishes);
+        source.watch::<Namespace>(client, wishes);
+        source.watch::<Pod>(client, wishes);
+        source.watch::<Service>(client, wishes);
+        source.watch::<EndpointSlice>(client, wishes);
+        source.watch::<PeerAuthentication>(client, wishes);
+        source.watch::<AuthorizationPolicy>(client, wishes);
         source
     }
 
-    fn watch<W: Watched>(&mut self, client: &Client) {
+    fn watch<W: Watched>(&mut self, client: &Client, wishes: &Wishes) {
         self.unread.insert(W::KIND);
-        let signals = Feed::<W>::new(client.clone(), self.mesh.clone()).into_signals();
+        let signals = Feed::<W>::new(client.clone(), self.mesh.clone(), wishes.clone()).into_signals();
         self.feeds.push(signals.map(|signal| (W::KIND, signal)).boxed());
     }
 

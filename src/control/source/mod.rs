@@ -11,6 +11,7 @@ use kube::Client;
 
 use super::index::{Index, Indexer};
 use super::objects::{Change, Mesh};
+use super::status::Wishes;
 use crate::base::{Error, Result, code};
 use crate::config::meshfile::MeshFile;
 
@@ -84,7 +85,7 @@ pub enum AnySource {
     /// See [`Location::File`].
     File(FileSource),
     /// See [`Location::Kubernetes`].
-    Kubernetes(Box<KubernetesSource>),
+    Kubernetes(KubernetesSource),
 }
 
 impl AnySource {
@@ -97,8 +98,8 @@ impl AnySource {
     }
 
     /// The objects of a cluster.
-    pub fn kubernetes(client: Client, mesh: Mesh) -> Self {
-        AnySource::Kubernetes(Box::new(KubernetesSource::new(mesh, client)))
+    pub(super) fn kubernetes(client: &Client, mesh: Mesh, wishes: &Wishes) -> Self {
+        AnySource::Kubernetes(KubernetesSource::new(mesh, client, wishes))
     }
 }
 

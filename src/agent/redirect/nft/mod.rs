@@ -111,7 +111,7 @@ pub(in crate::agent) fn replace(table: &str, plans: &[Plan]) -> Result<()> {
     let mut anything = !plans.is_empty();
     for family in [Family::V4, Family::V6] {
         // Families that are neither there nor wanted are not touched: the kernel may not have them.
-        if plans.iter().any(|plan| plan.family == family) || kernel.find(table, None, family)?.is_some() {
+        if kernel.find(table, None, family)?.is_some() {
             batch.remove(table, family);
             anything = true;
         }
@@ -119,5 +119,16 @@ pub(in crate::agent) fn replace(table: &str, plans: &[Plan]) -> Result<()> {
     for plan in plans {
         batch.install(plan);
     }
-    if anything { kernel.commit(batch) } else { Ok(()) }
+    if anything {
+        kernel.commit(batch)?;
+        close_later(kernel);
+    }
+    Ok(())
+}
+
+/// Closing the socket waits until what was replaced is not in use on any processor, some 15 ms: nobody need wait for that.
+fn close_later(kernel: Kernel) {
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn_blocking(move || drop(kernel));
+    }
 }

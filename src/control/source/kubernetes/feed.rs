@@ -10,6 +10,7 @@ use kube::{Api, Client};
 use crate::control::api;
 use crate::control::kubernetes::Watched;
 use crate::control::objects::{Change, Id, Mesh};
+use crate::control::status::Wishes;
 
 /// A watch is asked for again after this long, seconds. One that is silent for longer is broken.
 const WATCH_PERIOD: u32 = 60;
@@ -54,6 +55,7 @@ pub(super) struct News {
 pub(super) struct Feed<W: Watched> {
     client: Client,
     mesh: Mesh,
+    wishes: Wishes,
     events: BoxStream<'static, watcher::Result<Event<W>>>,
     listed: Vec<News>,
     pause: Option<Duration>,
@@ -63,10 +65,10 @@ pub(super) struct Feed<W: Watched> {
 }
 
 impl<W: Watched> Feed<W> {
-    pub(super) fn new(client: Client, mesh: Mesh) -> Self {
+    pub(super) fn new(client: Client, mesh: Mesh, wishes: Wishes) -> Self {
         let config = watcher::Config::default().timeout(WATCH_PERIOD).page_size(PAGE);
         let events = watcher::watcher(Api::<W>::all(client.clone()), config).boxed();
-        Self { client, mesh, events, listed: Vec::new(), pause: None, failures: 0, is_absent: false }
+        Self { client, mesh, wishes, events, listed: Vec::new(), pause: None, failures: 0, is_absent: false }
     }
 
     /// Never ends.
@@ -143,12 +145,14 @@ impl<W: Watched> Feed<W> {
             Event::Apply(object) => Some(Signal::One(self.news(&object))),
             Event::Delete(object) => {
                 let id = object.id();
+                self.wishes.forget(W::KIND, &id);
                 Some(Signal::One(News { change: Some(Change::Remove(W::KIND, id.clone())), id, refused: None }))
             }
         }
     }
 
     fn news(&self, object: &W) -> News {
+        self.wishes.look_at(object, &self.mesh);
         let (change, refused) = object.change(&self.mesh);
         News { id: object.id(), change: Some(change), refused }
     }
