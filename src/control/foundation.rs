@@ -26,6 +26,9 @@ use crate::base::{Result, code, drain};
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
+/// Nodes hear from the API server that a pod is ending, and send nobody to it any more, a moment after the pod itself.
+const LINGER: Duration = Duration::from_secs(2);
+
 /// Where the start tells how far it is.
 pub(super) struct Report<'a> {
     pub(super) stage: &'a watch::Sender<Stage>,
@@ -124,6 +127,14 @@ impl Foundation {
                 let name = format!("warren-control.{}", upkeep.namespace);
                 vec![format!("{name}.svc"), format!("{name}.svc.cluster.local"), name]
             }
+        }
+    }
+
+    /// How long callers are sent here after the end has begun.
+    pub(super) fn linger(&self) -> Duration {
+        match &self.ground {
+            Ground::Directory(_) => Duration::ZERO,
+            Ground::Cluster(_) => LINGER,
         }
     }
 
