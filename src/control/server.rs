@@ -59,6 +59,8 @@ pub struct Settings {
 pub struct Cluster {
     /// Where this control plane and its Secret are. Policies in it are for all namespaces.
     pub namespace: String,
+    /// Of all identities.
+    pub trust_domain: String,
     /// The accounts of the nodes' proxies.
     pub proxies: Accounts,
 }

@@ -40,10 +40,8 @@ struct Listed(watch::Receiver<Vec<Pod>>, bool);
 
 impl Discovery for Listed {
     async fn next(&mut self) -> Vec<Pod> {
-        if std::mem::replace(&mut self.1, true) {
-            if self.0.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
+        if std::mem::replace(&mut self.1, true) && self.0.changed().await.is_err() {
+            std::future::pending::<()>().await;
         }
         self.0.borrow_and_update().clone()
     }

@@ -176,3 +176,40 @@ fn understood(namespace: &str, name: &str, secret: &Secret) -> Result<(Material,
     let authority = material.authority(place)?;
     Ok((material, authority))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(material: &Material) -> Secret {
+        let parts = [(ROOT, &material.root), (CERTIFICATE, &material.certificate), (CHAIN, &material.chain), (KEY, &material.key)];
+        let data = parts.map(|(name, text)| (name.to_owned(), ByteString(text.clone()))).into();
+        Secret { data: Some(data), ..Secret::default() }
+    }
+
+    #[test]
+    fn a_secret_is_what_an_authority_is_made_of_or_named_with_the_key_that_is_wrong() {
+        let material = Material::generate("cluster.local").unwrap();
+        let other = Material::generate("cluster.local").unwrap();
+        let (same, authority) = understood("ns", OWN, &secret(&material)).unwrap();
+        assert!(same == material && authority.roots().len() == 1);
+        // Istio's own self-signed authority has an empty chain.
+        understood("ns", OWN, &secret(&Material { chain: Vec::new(), ..material.clone() })).unwrap();
+        let two = [material.root.clone(), other.root.clone()].concat();
+        let (_, authority) = understood("ns", OPERATORS, &secret(&Material { root: two, ..material.clone() })).unwrap();
+        assert_eq!(authority.roots_pem().matches("BEGIN CERTIFICATE").count(), 2, "both are published");
+
+        let cases = [
+            (Secret::default(), "Secret ns/cacerts, root-cert.pem: it is missing"),
+            (secret(&Material { key: other.key.clone(), ..material.clone() }), "ca-cert.pem: belongs to another key"),
+            (secret(&Material { root: other.root.clone(), ..material.clone() }), "ca-cert.pem: does not lead to root-cert.pem"),
+            (secret(&Material { key: b"x".to_vec(), ..material.clone() }), "ca-key.pem: no private key"),
+            (secret(&Material { certificate: b"x".to_vec(), ..material }), "ca-cert.pem: no certificates in PEM"),
+        ];
+        for (broken, reason) in cases {
+            let error = understood("ns", OPERATORS, &broken).map(|_| ()).expect_err(reason);
+            assert_eq!(error.code(), &code::CA_MATERIAL);
+            assert!(error.to_string().contains(reason) && !error.to_string().contains("PRIVATE"), "{reason}: {error}");
+        }
+    }
+}

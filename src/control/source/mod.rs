@@ -80,15 +80,12 @@ pub fn index_of(file: &MeshFile) -> Arc<Index> {
     indexer.publish()
 }
 
-/// The trust domain of a cluster.
-const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
-
 /// One of the sources.
 pub enum AnySource {
     /// See [`Location::File`].
     File(FileSource),
     /// See [`Location::Kubernetes`].
-    Kubernetes(Box<KubernetesSource>),
+    Kubernetes(KubernetesSource),
 }
 
 impl AnySource {
@@ -100,10 +97,9 @@ impl AnySource {
         FileSource::new(path.to_owned()).map(AnySource::File)
     }
 
-    /// The objects of a cluster. Policies of `root_namespace` are for all namespaces.
-    pub(super) fn kubernetes(client: &Client, root_namespace: &str, wishes: &Wishes) -> Self {
-        let mesh = Mesh { trust_domain: DEFAULT_TRUST_DOMAIN.into(), root_namespace: root_namespace.into() };
-        AnySource::Kubernetes(Box::new(KubernetesSource::new(mesh, client, wishes)))
+    /// The objects of a cluster.
+    pub(super) fn kubernetes(client: &Client, mesh: Mesh, wishes: &Wishes) -> Self {
+        AnySource::Kubernetes(KubernetesSource::new(mesh, client, wishes))
     }
 }
 
