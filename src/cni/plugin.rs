@@ -17,7 +17,8 @@ use crate::base::{Code, Error, Result, code};
 use crate::net::NetNs;
 use crate::net::seqpacket::Connection;
 
-/// How long a pod may wait for the agent, which may just be starting. The kubelet waits for minutes.
+/// How long a pod may wait for the agent, which may just be starting. The kubelet waits for minutes, but containerd cannot
+/// take a changed CNI configuration during a call, and no call begins while it is about to.
 const ADD_LIMIT: Duration = Duration::from_secs(10);
 
 /// The agent is told to be done this long before the plugin gives up: its reason says more than silence.
@@ -234,7 +235,7 @@ fn previous(config: &Config<'_>) -> std::result::Result<String, Refusal> {
     Ok(previous.get().to_owned())
 }
 
-/// Asks the agent until it answers, or `end`, or until it cannot be reached and `give_up` allows to go on without it.
+/// Asks the agent until it answers, or `end`, or until nobody listens and `give_up` allows to go on without it.
 /// `call` is made anew for each attempt, with the time that is left.
 fn ask_until(
     socket: &Path,
@@ -254,7 +255,8 @@ fn ask_until(
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            if Instant::now() + pause >= end || give_up() {
+            let away = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
+            if Instant::now() + pause >= end || away && give_up() {
                 return Err(error);
             }
             tokio::time::sleep(pause).await;

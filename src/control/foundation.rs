@@ -26,6 +26,9 @@ use crate::base::{Result, code, drain};
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
+/// Nodes hear from the API server that a pod is ending, and send nobody to it any more, a moment after the pod itself.
+const LINGER: Duration = Duration::from_secs(2);
+
 /// Where the start tells how far it is.
 pub(super) struct Report<'a> {
     pub(super) stage: &'a watch::Sender<Stage>,
@@ -85,9 +88,9 @@ impl Foundation {
     async fn on_cluster(settings: &Settings, index: &watch::Receiver<Arc<Index>>, report: Report<'_>) -> Result<(Self, AnySource, Batch)> {
         let cluster = settings.cluster.clone();
         let client = api::connect().await?;
-        let status = Writer::new(client.clone(), &cluster.namespace);
         let mesh = Mesh { trust_domain: (&*cluster.trust_domain).into(), root_namespace: (&*cluster.namespace).into() };
-        let mut source = AnySource::kubernetes(&client, mesh, &status.wishes());
+        let status = Writer::new(client.clone(), &cluster.namespace);
+        let mut source = AnySource::kubernetes(mesh, &client, &status.wishes());
         let first = patiently(&mut source, report.stage, async |source| source.next().await).await?;
         let open = async |client: &mut kube::Client| Keeper::open(client.clone(), &cluster.namespace, &cluster.trust_domain).await;
         let (keeper, authority) = patiently(&mut client.clone(), report.stage, open).await?;
@@ -124,6 +127,14 @@ impl Foundation {
                 let name = format!("warren-control.{}", upkeep.namespace);
                 vec![format!("{name}.svc"), format!("{name}.svc.cluster.local"), name]
             }
+        }
+    }
+
+    /// How long callers are sent here after the end has begun.
+    pub(super) fn linger(&self) -> Duration {
+        match &self.ground {
+            Ground::Directory(_) => Duration::ZERO,
+            Ground::Cluster(_) => LINGER,
         }
     }
 

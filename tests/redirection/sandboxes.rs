@@ -198,6 +198,8 @@ fn a_cni_call_returns_when_the_pod_is_captured() {
         assert_eq!(world.wait(Nft::default().state(&world.pod)).expect("state"), State::Redirecting);
         assert!(node.served(), "before the call returned");
         assert_eq!(node.add("one", &world.pod, LIMIT).expect("again"), Verdict::Enrolled);
+        let own = node.add("own", &NetNs::current().expect("own"), LIMIT).expect_err("the node's own namespace");
+        assert_eq!(own.code().id, code::NETNS_GONE.id);
 
         // The sandbox goes, another one comes.
         world.wait(node.front.del(UID, "other"));

@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, ObjectMeta, PostParams};
-use kube::runtime::{WatchStreamExt, watcher};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
@@ -75,7 +74,7 @@ impl Keeper {
     /// Puts each usable state of the Secrets in force, until the drain. An unusable one changes nothing but `trouble`.
     pub(in crate::control) async fn follow(mut self, authority: watch::Sender<Arc<Authority>>, trouble: Trouble, mut drain: drain::Watch) {
         let secrets = Api::<Secret>::namespaced(self.client.clone(), &self.namespace);
-        let (mut operators, mut own) = (watched(&secrets, OPERATORS), watched(&secrets, OWN));
+        let (mut operators, mut own) = (api::watch_one(secrets.clone(), OPERATORS), api::watch_one(secrets.clone(), OWN));
         let (mut first, mut second) = (None, None);
         loop {
             let seen = tokio::select! {
@@ -145,11 +144,6 @@ impl Keeper {
             tokio::time::sleep(PAUSE).await;
         }
     }
-}
-
-/// One Secret as it is now, and after each change; `None`: it is not there.
-fn watched(secrets: &Api<Secret>, name: &str) -> impl Stream<Item = watcher::Result<Option<Secret>>> + Send + Unpin + use<> {
-    watcher::watch_object(secrets.clone(), name).default_backoff().boxed()
 }
 
 /// Whether it was made; if not, somebody else has.

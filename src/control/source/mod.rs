@@ -83,9 +83,9 @@ pub fn index_of(file: &MeshFile) -> Arc<Index> {
 /// One of the sources.
 pub enum AnySource {
     /// See [`Location::File`].
-    File(FileSource),
+    File(Box<FileSource>),
     /// See [`Location::Kubernetes`].
-    Kubernetes(KubernetesSource),
+    Kubernetes(Box<KubernetesSource>),
 }
 
 impl AnySource {
@@ -94,12 +94,12 @@ impl AnySource {
     /// # Errors
     /// BAD_FILE: the path is none of a file.
     pub fn file(path: &Path) -> Result<Self> {
-        FileSource::new(path.to_owned()).map(AnySource::File)
+        FileSource::new(path.to_owned()).map(|source| AnySource::File(Box::new(source)))
     }
 
     /// The objects of a cluster.
-    pub(super) fn kubernetes(client: &Client, mesh: Mesh, wishes: &Wishes) -> Self {
-        AnySource::Kubernetes(KubernetesSource::new(mesh, client, wishes))
+    pub(super) fn kubernetes(mesh: Mesh, client: &Client, wishes: &Wishes) -> Self {
+        AnySource::Kubernetes(Box::new(KubernetesSource::new(mesh, client, wishes)))
     }
 }
 
