@@ -4,6 +4,8 @@ mod serve;
 mod session;
 mod subscription;
 #[cfg(test)]
+mod recorded;
+#[cfg(test)]
 mod tests;
 
 pub use serve::{Ads, Counters};

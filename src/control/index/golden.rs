@@ -62,7 +62,7 @@ fn folder(scenario: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/istiod").join(scenario)
 }
 
-pub(super) fn items(scenario: &str) -> Vec<Value> {
+pub(in crate::control) fn items(scenario: &str) -> Vec<Value> {
     let text = std::fs::read_to_string(folder(scenario).join("objects.json")).expect("recorded objects");
     let list: Value = serde_json::from_str(&text).expect("JSON");
     list["items"].as_array().expect("items").clone()
@@ -102,7 +102,7 @@ fn pod_instead(entry: &Value) -> Value {
     })
 }
 
-fn index(items: &[Value]) -> Index {
+pub(in crate::control) fn index(items: &[Value]) -> Index {
     let mut indexer = Indexer::default();
     indexer.apply(&mesh(), items.iter().filter_map(change).collect());
     Index::clone(&indexer.publish())

@@ -239,9 +239,7 @@ impl Indexer {
 
     fn unlink(&mut self, object: &Object) {
         match object {
-            Object::Pod(pod) => {
-                self.next.nodes.remove(&pod.node, &pod.id);
-            }
+            Object::Pod(pod) => self.next.nodes.remove(&pod.node, &pod.id),
             Object::Service(service) => {
                 if let Some(all) = self.hosts.get_mut(&service.hostname) {
                     all.remove(&(service.age, service.id.clone()));
@@ -265,11 +263,7 @@ impl Indexer {
 
     fn link(&mut self, object: &Object) {
         match object {
-            Object::Pod(pod) => {
-                if !pod.node.is_empty() {
-                    self.next.nodes.add(&pod.node, pod.id.clone());
-                }
-            }
+            Object::Pod(pod) if !pod.node.is_empty() => self.next.nodes.add(&pod.node, pod.id.clone()),
             Object::Service(service) => {
                 self.hosts.entry(service.hostname.clone()).or_default().insert((service.age, service.id.clone()));
             }

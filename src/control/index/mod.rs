@@ -4,7 +4,7 @@
 //! same. An [`Indexer`] makes them, and touches only what depends on the objects that changed.
 
 #[cfg(test)]
-mod golden;
+pub(in crate::control) mod golden;
 mod hash;
 mod indexer;
 mod peer;
