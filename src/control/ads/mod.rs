@@ -1,10 +1,10 @@
 //! Delta discovery: what each client asked for, what it holds, and what it is sent.
 
+#[cfg(test)]
+mod recorded;
 mod serve;
 mod session;
 mod subscription;
-#[cfg(test)]
-mod recorded;
 #[cfg(test)]
 mod tests;
 
