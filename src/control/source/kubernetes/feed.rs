@@ -25,6 +25,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A kind that is not defined is looked for this often.
 const ABSENT_PAUSE: Duration = Duration::from_secs(5);
 
+/// A kind that was defined must be missing as often before its objects count as gone: without policies all is open.
+const ABSENCES: u32 = 6;
+
 /// A watch that was broken and has not failed again for this long may stand.
 const PROBE_AFTER: Duration = Duration::from_secs(1);
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
@@ -61,14 +64,17 @@ pub(super) struct Feed<W: Watched> {
     pause: Option<Duration>,
     /// Attempts that failed since the last that did not.
     failures: u32,
-    is_absent: bool,
+    /// It was listed, and has not been found missing for good since.
+    is_defined: bool,
+    /// Attempts at which it was not defined, since the last at which it was.
+    absences: u32,
 }
 
 impl<W: Watched> Feed<W> {
     pub(super) fn new(client: Client, mesh: Mesh, wishes: Wishes) -> Self {
         let config = watcher::Config::default().timeout(WATCH_PERIOD).page_size(PAGE);
         let events = watcher::watcher(Api::<W>::all(client.clone()), config).boxed();
-        Self { client, mesh, wishes, events, listed: Vec::new(), pause: None, failures: 0, is_absent: false }
+        Self { client, mesh, wishes, events, listed: Vec::new(), pause: None, failures: 0, is_defined: false, absences: 0 }
     }
 
     /// Never ends.
@@ -105,7 +111,11 @@ impl<W: Watched> Feed<W> {
                 Some(Err(error)) if W::IS_CUSTOM && is_absent(&error) => {
                     self.pause = Some(ABSENT_PAUSE);
                     self.failures = 0;
-                    if !std::mem::replace(&mut self.is_absent, true) {
+                    self.absences = self.absences.saturating_add(1);
+                    if self.is_defined && self.absences < ABSENCES {
+                        return Signal::Failed("it is no longer defined in the cluster".to_owned());
+                    }
+                    if std::mem::take(&mut self.is_defined) || self.absences == 1 {
                         tracing::info!(kind = %W::KIND, "this kind is not defined in the cluster; it is looked for");
                         return Signal::All(Vec::new());
                     }
@@ -137,9 +147,10 @@ impl<W: Watched> Feed<W> {
             }
             Event::InitDone => {
                 self.failures = 0;
-                if std::mem::take(&mut self.is_absent) {
+                if std::mem::take(&mut self.absences) > 0 {
                     tracing::info!(kind = %W::KIND, "this kind is defined now");
                 }
+                self.is_defined = true;
                 Some(Signal::All(std::mem::take(&mut self.listed)))
             }
             Event::Apply(object) => Some(Signal::One(self.news(&object))),

@@ -22,7 +22,7 @@ use crate::control::accept;
 use crate::control::index::{Indexer, Type};
 use crate::telemetry::http;
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// What the server has, by path.
 #[derive(Default)]
@@ -221,6 +221,16 @@ async fn kinds_that_are_not_defined_are_no_fault_and_are_found_when_they_are() {
     server.cluster.lock().kinds.extend([("peerauthentications", BTreeMap::new()), ("authorizationpolicies", BTreeMap::new())]);
     server.put("authorizationpolicies", policy("new", "80"));
     until(&mut source, &mut indexer, |_, indexer| has(indexer, Type::Authorization, "a/new")).await;
+
+    // No longer defined: its policies are in force until that is certain.
+    let begun = tokio::time::Instant::now();
+    server.cluster.lock().kinds.remove("authorizationpolicies");
+    server.go_away(true);
+    server.go_away(false);
+    until(&mut source, &mut indexer, |batch, _| batch.fault.as_ref().is_some_and(|fault| fault.contains("no longer defined"))).await;
+    assert!(has(&indexer, Type::Authorization, "a/new"));
+    until(&mut source, &mut indexer, |_, indexer| !has(indexer, Type::Authorization, "a/new")).await;
+    assert!(begun.elapsed() > Duration::from_secs(20));
 }
 
 #[tokio::test(start_paused = true)]
