@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::board::Board;
 use super::discovery::{Discovery, Pod};
-use super::find::{Finder, Found, Wanted};
+use super::find::{Finder, Found, Located, Wanted};
 use super::redirect::{Options, Redirect};
 use super::sandbox::{Sandbox, Verdict};
 use crate::base::drain::Watch;
@@ -117,8 +117,7 @@ impl<R: Redirect + 'static> Reconciler<R> {
     pub fn begin(&mut self, pods: Vec<Pod>, mut found: Found) {
         let now = Instant::now();
         for pod in pods {
-            let netns = found.remove(&pod.uid).and_then(|found| found.into_iter().next());
-            let given = netns.map(|netns| Given { netns, sandbox: None, at: now });
+            let given = found.remove(&pod.uid).and_then(|found| found.into_iter().next()).map(located);
             // One that was captured once was to be since it runs. Pods that are not to be in the mesh are looked at
             // once: an earlier agent may have enrolled them.
             let since = (!pod.marked).then_some(now);
@@ -272,8 +271,8 @@ impl<R: Redirect + 'static> Reconciler<R> {
 
     fn add(&mut self, mut pod: Pod, sandbox: Sandbox, waiter: Waiter) {
         let (uid, given) = (pod.uid.clone(), handed(&sandbox));
-        if pod.ips.is_empty() {
-            // The API learns them from the sandbox.
+        if !sandbox.ips.is_empty() {
+            // The API learns them from the sandbox, later.
             pod.ips = sandbox.ips;
         }
         self.hand(uid.clone(), given.clone());
@@ -364,7 +363,7 @@ impl<R: Redirect + 'static> Reconciler<R> {
             };
             match &tracked.task.wanted.given {
                 // The one that is known is still there, or is too young for this pass to have seen its processes.
-                Some(given) if given.at >= started || candidates.iter().any(|netns| netns.id() == given.netns.id()) => continue,
+                Some(given) if given.at >= started || candidates.iter().any(|found| found.netns.id() == given.netns.id()) => continue,
                 Some(_) => {
                     self.board.metrics.sandboxes_replaced.inc();
                     tracing::warn!(%uid, pod = %tracked.task.name(), "the pod has a new sandbox that nobody has told the agent about");
@@ -372,7 +371,7 @@ impl<R: Redirect + 'static> Reconciler<R> {
                 None if tracked.task.is_lost() => {}
                 None => continue,
             }
-            tracked.give(Given { netns: first.clone(), sandbox: None, at: Instant::now() });
+            tracked.give(located(first.clone()));
         }
         self.work();
     }
@@ -382,7 +381,13 @@ impl<R: Redirect + 'static> Reconciler<R> {
 const REMOVED: &str = "Warren is being removed from this node";
 
 fn handed(sandbox: &Sandbox) -> Given {
-    Given { netns: sandbox.netns.clone(), sandbox: Some(sandbox.container_id.clone()), at: Instant::now() }
+    let now = Instant::now();
+    Given { netns: sandbox.netns.clone(), sandbox: Some(sandbox.container_id.clone()), at: now, since: now }
+}
+
+fn located(found: Located) -> Given {
+    let now = Instant::now();
+    Given { netns: found.netns, sandbox: None, at: now, since: now.checked_sub(found.age).unwrap_or(now) }
 }
 
 fn workers(tracked: &Tracked) -> usize {

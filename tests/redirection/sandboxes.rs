@@ -290,17 +290,17 @@ fn only_what_can_be_verified_is_a_pods_namespace() {
         process(proc, 7, &inside.real(), "0::/system.slice/containerd.service\n", 7);
         assert!(found(world.family.pod).is_empty(), "the node's own namespace, one without the address, one of no pod");
         process(proc, 8, &inside.real(), &cgroup(UID), 8);
-        assert_eq!(found(world.family.pod).iter().map(NetNs::id).collect::<Vec<_>>(), [world.pod.id()]);
+        assert_eq!(found(world.family.pod).iter().map(|found| found.netns.id()).collect::<Vec<_>>(), [world.pod.id()]);
         assert!(found("192.0.2.1".parse().expect("an address")).is_empty(), "the address is another pod's");
 
         // Two namespaces with the address: the oldest process was there first.
         let second = World::new(world.family);
         let newer = Process::inside(&second.pod);
         process(proc, 3, &newer.real(), &cgroup(UID), 9);
-        assert_eq!(found(world.family.pod).iter().map(NetNs::id).collect::<Vec<_>>(), [world.pod.id(), second.pod.id()]);
+        assert_eq!(found(world.family.pod).iter().map(|found| found.netns.id()).collect::<Vec<_>>(), [world.pod.id(), second.pod.id()]);
         assert_eq!(finder.all().expect("a /proc").len(), 3);
         std::fs::remove_dir_all(proc.join("8")).expect("the process ends");
-        assert_eq!(found(world.family.pod).iter().map(NetNs::id).collect::<Vec<_>>(), [second.pod.id()]);
+        assert_eq!(found(world.family.pod).iter().map(|found| found.netns.id()).collect::<Vec<_>>(), [second.pod.id()]);
     });
 }
 

@@ -10,6 +10,7 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::base::{Error, Result, Str, code};
 use crate::net::NetNs;
@@ -39,7 +40,16 @@ pub struct Wanted {
 }
 
 /// The namespaces of each pod that was found, that of its oldest process first.
-pub type Found = BTreeMap<Str, Vec<NetNs>>;
+pub type Found = BTreeMap<Str, Vec<Located>>;
+
+/// A pod's namespace.
+#[derive(Clone, Debug)]
+pub struct Located {
+    /// The namespace.
+    pub netns: NetNs,
+    /// How long the pod's oldest process in it has run.
+    pub age: Duration,
+}
 
 /// A process in a namespace that may be a pod's.
 struct Candidate {
@@ -86,7 +96,11 @@ impl Finder {
         for (uid, mut candidates) in candidates {
             let Some(pod) = by_uid.get(uid) else { continue };
             candidates.sort_by_key(|candidate| candidate.started);
-            let verified: Vec<_> = candidates.iter().filter_map(|candidate| self.verified(candidate, pod, &host)).collect();
+            let verified = candidates.iter().filter_map(|candidate| {
+                let netns = self.verified(candidate, pod, &host)?;
+                Some(Located { netns, age: age(candidate.started) })
+            });
+            let verified: Vec<_> = verified.collect();
             if !verified.is_empty() {
                 found.insert(pod.uid.clone(), verified);
             }
@@ -164,6 +178,17 @@ pub(super) fn carries(netns: &NetNs, ips: &[IpAddr]) -> bool {
         let ip = v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())));
         ip.is_some_and(|ip| ips.iter().any(|wanted| wanted.to_canonical() == ip))
     })
+}
+
+/// How long a process has run that started so many ticks after the machine. Unknown is not at all.
+fn age(started: u64) -> Duration {
+    let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten();
+    let uptime = fs::read_to_string("/proc/uptime").ok();
+    let uptime = uptime.and_then(|text| Duration::try_from_secs_f64(text.split(' ').next()?.parse().ok()?).ok());
+    let (Some(uptime), Some(ticks)) = (uptime, ticks.and_then(|ticks| u64::try_from(ticks).ok()).filter(|ticks| *ticks > 0)) else {
+        return Duration::ZERO;
+    };
+    uptime.saturating_sub(Duration::from_millis(started.saturating_mul(1000) / ticks))
 }
 
 fn unreadable(path: &Path, error: io::Error) -> Error {

@@ -38,6 +38,8 @@ pub(super) struct Given {
     /// The sandbox's id, if a CNI call brought it.
     pub(super) sandbox: Option<Str>,
     pub(super) at: Instant,
+    /// Since when something of the pod may run in it.
+    pub(super) since: Instant,
 }
 
 /// What was observed; changed by steps only.

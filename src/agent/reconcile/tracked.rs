@@ -35,6 +35,7 @@ pub(super) struct Tracked {
     /// Why it is not as it must be, or the last line about it in the log.
     pub(super) logged: String,
     pub(super) waiters: Vec<Waiter>,
+    created: Instant,
     /// Since when it is to be in the mesh; `None`: since it runs.
     since: Option<Instant>,
     /// When all was as it must be, the last time.
@@ -53,6 +54,7 @@ impl Tracked {
             listed,
             logged: String::new(),
             waiters: Vec::new(),
+            created: Instant::now(),
             since,
             good: None,
             noticed: None,
@@ -116,6 +118,8 @@ impl Tracked {
         let running = SystemTime::now().duration_since(running).unwrap_or_default();
         let now = Instant::now();
         let running = now.checked_sub(running).unwrap_or(now);
+        // After a reboot the API still tells of the containers that ran before it.
+        let running = running.max(self.task.wanted.given.as_ref().map_or(self.created, |given| given.since));
         let since = self.good.max(self.since);
         Some(since.map_or(running, |since| since.max(running)))
     }
