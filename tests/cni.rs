@@ -1,5 +1,6 @@
 //! The CNI plugin as a container runtime runs it: a process of its own, in front of it real namespaces, behind it the
 //! agent's server.
+#![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests are test code")]
 
 #![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests are test code")]
 

@@ -144,14 +144,18 @@ impl Plane {
     }
 
     async fn ready(&self) -> serde_json::Value {
+        serde_json::from_str(&self.page("/readyz").await).unwrap()
+    }
+
+    async fn page(&self, path: &str) -> String {
         use tokio::io::AsyncWriteExt;
         let sockets = SocketFactory { netns: None, mark: None, reuse_port: false, keepalive: None };
         let mut tcp = sockets.connect(NextHop::new(self.health), None).await.unwrap();
-        tcp.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        tcp.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await.unwrap();
         let mut text = String::new();
         tcp.read_to_string(&mut text).await.unwrap();
         assert!(text.starts_with("HTTP/1.1 200"), "{text}");
-        serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap()
+        text.split_once("\r\n\r\n").unwrap().1.to_owned()
     }
 
     async fn sign(&self, token: Option<&str>, id: Option<&str>, csr: &str, seconds: i64) -> Result<IstioCertificateResponse, Status> {
@@ -487,6 +491,34 @@ async fn certificates_are_signed_for_pods_of_the_callers_node_only() {
         assert_eq!(status.code(), expected, "{id:?}: {status}");
         assert!(status.message().contains(reason.id), "{id:?}: {status}");
     }
+    plane.stop().await;
+}
+
+#[tokio::test]
+async fn what_it_does_can_be_counted() {
+    let plane = Plane::start(MESH).await;
+    let mut stream = plane.discover("n1").await;
+    stream.sync().await;
+    let (token, id) = (plane.token("n1"), |account: &str| format!("spiffe://cluster.local/ns/default/sa/{account}"));
+    plane.sign(Some(&token), Some(&id("client")), &csr(), 60).await.unwrap();
+    plane.sign(Some(&token), Some(&id("server")), &csr(), 60).await.unwrap_err();
+    plane.sign(None, Some(&id("client")), &csr(), 60).await.unwrap_err();
+    assert_eq!(plane.page("/healthz").await, "ok\n");
+    let page = plane.page("/metrics").await;
+    for line in [
+        "warren_control_certificates_signed_total 1",
+        "warren_control_certificates_refused_total{code=\"W7004\"} 1",
+        "warren_control_certificates_refused_total{code=\"W7003\"} 1",
+        "warren_control_clients 1",
+        "warren_control_pushes_total 2",
+        "warren_control_rejections_total 0",
+        "warren_control_addresses 3",
+        "warren_control_policies 1",
+        "warren_control_source_broken 0",
+    ] {
+        assert!(page.lines().any(|found| found == line), "{line} in {page}");
+    }
+    assert!(page.contains("warren_control_authority_ends_seconds ") && page.contains("process_resident_memory_bytes "));
     plane.stop().await;
 }
 

@@ -115,7 +115,8 @@ async fn keep_probes(probes: ProbeTable, mut captured: watch::Receiver<BTreeSet<
         loop {
             let pods = captured.borrow_and_update().clone();
             if let Err(error) = probes.set(pods).await {
-                tracing::warn!(%error, "kubelet's probes may not reach all pods yet");
+                // It is tried again, and said, by those who keep the rules.
+                tracing::debug!(%error, "kubelet's probes may not reach all pods yet");
             }
             if captured.changed().await.is_err() {
                 return;

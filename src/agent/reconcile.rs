@@ -24,6 +24,7 @@ use super::redirect::{Options, Redirect};
 use super::sandbox::{Sandbox, Verdict};
 use crate::base::drain::Watch;
 use crate::base::{Error, Result, Str, code};
+use crate::net::netns::NetNsId;
 use crate::zds::server::Handle;
 pub use front::{Calls, Front, front, no_calls};
 use front::{Command, Waiter};
@@ -85,6 +86,8 @@ pub struct Reconciler<R> {
     /// Namespaces that CNI calls have brought, also those of pods that are not in the mesh.
     handed: BTreeMap<Str, Given>,
     search: Search,
+    /// The node's own namespace: redirecting that would cut the node off.
+    host: Option<NetNsId>,
     /// The steps that are being taken, at most one for each pod. A pod that is stuck holds up no other.
     steps: FuturesUnordered<BoxFuture<'static, (Task, Outcome)>>,
     /// All pods leave.
@@ -94,6 +97,7 @@ pub struct Reconciler<R> {
 impl<R: Redirect + 'static> Reconciler<R> {
     /// Nothing is done yet. Without `finder`, pods are where their source says they are.
     pub fn new(redirect: R, proxies: Handle, settings: Settings, board: Arc<Board>, finder: Option<Finder>) -> Self {
+        let host = finder.as_ref().and_then(|finder| finder.host().ok()).map(|netns| netns.id());
         Self {
             redirect: Arc::new(redirect),
             proxies,
@@ -102,6 +106,7 @@ impl<R: Redirect + 'static> Reconciler<R> {
             pods: BTreeMap::new(),
             handed: BTreeMap::new(),
             search: Search::new(finder, settings.audit),
+            host,
             steps: FuturesUnordered::new(),
             ending: false,
         }
@@ -240,7 +245,12 @@ impl<R: Redirect + 'static> Reconciler<R> {
     fn command(&mut self, command: Command) {
         match command {
             Command::Add(_, waiter) if self.ending => drop(waiter.reply.send(Ok(Verdict::NotInMesh(REMOVED)))),
+            Command::Add(call, waiter) if Some(call.1.netns.id()) == self.host => {
+                let text = format!("the sandbox of pod {}/{} is in the node's own network namespace", call.1.namespace, call.1.name);
+                drop(waiter.reply.send(Err(Error::new(&code::NETNS_GONE, text))));
+            }
             Command::Add(call, waiter) => self.add(call.0, call.1, waiter),
+            Command::Note(_, sandbox) if Some(sandbox.netns.id()) == self.host => {}
             Command::Note(uid, sandbox) => {
                 let given = handed(&sandbox);
                 if let Some(tracked) = self.pods.get_mut(&uid) {

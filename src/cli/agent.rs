@@ -17,6 +17,7 @@ use crate::agent::{self, Surroundings, cni, health, kube};
 use crate::base::{Error, Result, code, drain};
 
 pub(super) const PROC: &str = "/proc";
+pub(super) const ZDS_SOCKET: &str = "/var/run/ztunnel/ztunnel.sock";
 pub(super) const CNI_SOCKET: &str = "/var/run/warren/cni.sock";
 
 /// The port of `/healthz`, `/readyz` and `/metrics`.
@@ -32,7 +33,7 @@ pub struct Args {
     #[arg(long, env = "NODE_NAME")]
     pub node: String,
     /// The socket on which proxies connect
-    #[arg(long, env = "INPOD_UDS", value_name = "PATH", default_value = "/var/run/ztunnel/ztunnel.sock")]
+    #[arg(long, env = "INPOD_UDS", value_name = "PATH", default_value = ZDS_SOCKET)]
     pub zds_socket: PathBuf,
     /// Leave pods enrolled at the end, for an agent that takes over
     #[arg(long)]

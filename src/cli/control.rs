@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 
 use crate::base::{Error, Result, code, drain};
+use crate::config::meshfile::DEFAULT_TRUST_DOMAIN;
 use crate::control::auth::Accounts;
 use crate::control::source::Location;
 use crate::control::{Cluster, Control, Settings};
+use crate::identity::SpiffeId;
 
 /// The health port in a cluster, where probes need one.
 const HEALTH_PORT: u16 = 8080;
@@ -43,6 +45,10 @@ pub struct Args {
     #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE", default_value = "")]
     pub namespace: String,
 
+    /// In a cluster: the trust domain of all identities. Proxies take a record that names none for cluster.local's.
+    #[arg(long, env = "TRUST_DOMAIN", value_name = "NAME", default_value = DEFAULT_TRUST_DOMAIN)]
+    pub trust_domain: String,
+
     /// In a cluster: the accounts, as namespace/name, whose pods are the proxies of their nodes. They may know the mesh
     /// and have the certificates of the pods on their node. Default: warren-proxy in the namespace.
     #[arg(long, env = "CA_TRUSTED_NODE_ACCOUNTS", value_name = "ACCOUNTS", default_value = "")]
@@ -63,17 +69,61 @@ pub async fn run(args: Args, mut drain: drain::Watch) -> Result<()> {
 }
 
 fn settings(args: Args) -> Result<Settings> {
-    let Args { source, listen, state_dir, sans, mut health, namespace, node_accounts } = args;
-    let mut cluster = Cluster { namespace, proxies: node_accounts };
+    let Args { source, listen, state_dir, sans, mut health, namespace, trust_domain, node_accounts } = args;
+    let mut cluster = Cluster { namespace, trust_domain, proxies: node_accounts };
     if source == Location::Kubernetes {
         if cluster.namespace.is_empty() {
             let text = "POD_NAMESPACE (or --namespace) must name the namespace of this installation";
             return Err(Error::new(&code::BAD_SETTING, text));
         }
+        // What no identity can be made of would be found out only by the first pod.
+        SpiffeId::new(&cluster.trust_domain, &cluster.namespace, "default")
+            .map_err(|error| Error::caused(&code::BAD_SETTING, "TRUST_DOMAIN (or --trust-domain) or POD_NAMESPACE", error))?;
         if cluster.proxies == Accounts::default() {
             cluster.proxies = format!("{}/warren-proxy", cluster.namespace).parse()?;
         }
         health = health.or(Some(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), HEALTH_PORT)));
     }
     Ok(Settings { source, listen, state_dir, sans, health, cluster })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn of(line: &str) -> Result<Settings> {
+        settings(Line::try_parse_from(line.split(' ')).map_err(|error| Error::caused(&code::BAD_SETTING, "usage", error))?.args)
+    }
+
+    #[test]
+    fn a_cluster_needs_a_namespace_and_gets_the_rest() {
+        let found = of("control --source kubernetes --namespace mesh --trust-domain example.org").unwrap();
+        assert_eq!(found.health, Some("0.0.0.0:8080".parse().unwrap()));
+        let cluster =
+            Cluster { namespace: "mesh".to_owned(), trust_domain: "example.org".to_owned(), proxies: "mesh/warren-proxy".parse().unwrap() };
+        assert_eq!(found.cluster, cluster);
+        let found =
+            of("control --source kubernetes --namespace mesh --node-accounts istio-system/ztunnel,mesh/p --health 127.0.0.1:9").unwrap();
+        assert_eq!(found.cluster.proxies, "mesh/p,istio-system/ztunnel".parse().unwrap());
+        assert_eq!(found.health, Some("127.0.0.1:9".parse().unwrap()));
+        assert_eq!(of("control --source file:/mesh.yaml").unwrap().health, None, "a file has no health port unless it is asked for");
+
+        for (line, named) in [
+            ("control --source kubernetes", "POD_NAMESPACE"),
+            ("control --source kubernetes --namespace mesh --trust-domain a/b", "TRUST_DOMAIN"),
+            ("control --source kubernetes --namespace mesh --node-accounts proxy", "namespace/service-account"),
+        ] {
+            let error = of(line).expect_err(named);
+            assert_eq!(error.code(), &code::BAD_SETTING);
+            assert!(error.to_string().contains(named), "{named}: {error}");
+        }
+    }
 }

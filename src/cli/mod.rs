@@ -102,7 +102,7 @@ fn until_signal<F: Future<Output = Result<()>>>(role: impl FnOnce(Watch) -> F) -
         Some("json") => log::Format::Json,
         _ => log::Format::Plain,
     };
-    let _log = log::init(format, vars.some(&env::RUST_LOG).unwrap_or("info"))?;
+    let _log = log::init(format, vars.some(&env::RUST_LOG).unwrap_or(LOG))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -129,6 +129,9 @@ fn until_signal<F: Future<Output = Result<()>>>(role: impl FnOnce(Watch) -> F) -
     runtime.shutdown_timeout(Duration::from_secs(1));
     status
 }
+
+/// What is logged by default. What the client of the Kubernetes API logs about failed calls is told by those who called.
+const LOG: &str = "info,kube_client=off";
 
 /// The longest a role may take to end after a signal; each has shorter limits of its own.
 const DRAIN_LIMIT: Duration = Duration::from_secs(60);

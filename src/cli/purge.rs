@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use super::agent::{CNI_SOCKET, PROC};
+use super::agent::{CNI_SOCKET, PROC, ZDS_SOCKET};
 use crate::agent::cni;
 use crate::agent::find::Finder;
 use crate::agent::probe::ProbeTable;
 use crate::agent::purge::purge;
 use crate::agent::redirect::Options;
 use crate::agent::redirect::nft::Nft;
-use crate::base::Result;
+use crate::base::{Error, Result, code};
 
 /// Removes the rules from all pods of this node, and the CNI plugin. Asks no API server; the agent must have ended.
 #[derive(Clone, Debug, clap::Args)]
@@ -26,6 +26,9 @@ pub(super) struct Args {
     /// The socket that the plugin called
     #[arg(long, value_name = "PATH", default_value = CNI_SOCKET)]
     cni_socket: PathBuf,
+    /// The socket on which proxies connected
+    #[arg(long, env = "INPOD_UDS", value_name = "PATH", default_value = ZDS_SOCKET)]
+    zds_socket: PathBuf,
 }
 
 /// # Errors
@@ -35,6 +38,13 @@ pub(super) async fn run(args: Args) -> Result<()> {
     let plugin = cni::Settings::new(args.cni_socket, args.cni_conf_dir, args.cni_bin_dir, Vec::new());
     let probes = ProbeTable::new(Options::default(), args.host_proc, 1);
     let namespaces = purge(&finder, &Nft::default(), &probes, &plugin).await?;
+    // An agent that was killed leaves it.
+    match std::fs::remove_file(&args.zds_socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::caused(&code::UNINSTALL, format!("remove {}", args.zds_socket.display()), error));
+        }
+        _ => {}
+    }
     tracing::info!(namespaces, "nothing of Warren is left on this node");
     Ok(())
 }

@@ -21,6 +21,8 @@ use pace::Pace;
 pub(super) struct SourceHealth {
     /// Why the newest state could not be had or used, and since when; `None`: it is in force.
     pub(super) error: Option<String>,
+    /// Since when there is an error.
+    pub(super) since: Option<SystemTime>,
     /// What the newest state in force left out.
     pub(super) rejected: Vec<String>,
 }
@@ -129,6 +131,8 @@ impl<S: Source> Follower<S> {
     fn note(&mut self, fault: Option<String>) {
         self.fault_since = fault.as_ref().map(|_| self.fault_since.unwrap_or_else(SystemTime::now));
         let since = self.fault_since.map(humantime::format_rfc3339_seconds);
-        self.health.write().error = fault.zip(since).map(|(fault, since)| format!("{fault} (since {since})"));
+        let mut health = self.health.write();
+        health.since = self.fault_since;
+        health.error = fault.zip(since).map(|(fault, since)| format!("{fault} (since {since})"));
     }
 }

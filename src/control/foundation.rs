@@ -14,8 +14,9 @@ use super::ca::secret::{Keeper, Trouble};
 use super::health::Stage;
 use super::index::Index;
 use super::metrics::Metrics;
+use super::objects::Mesh;
 use super::publish::Publisher;
-use super::server::{Cluster, Settings};
+use super::server::Settings;
 use super::source::{AnySource, Batch, Location, Source};
 use super::status::Writer;
 use super::tokens::Tokens;
@@ -24,6 +25,9 @@ use crate::base::{Result, code, drain};
 /// Between two attempts to reach an API server that is needed for the start; doubled each time up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+
+/// Nodes hear from the API server that a pod is ending, and send nobody to it any more, a moment after the pod itself.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// Where the start tells how far it is.
 pub(super) struct Report<'a> {
@@ -40,18 +44,18 @@ pub(super) struct Foundation {
 }
 
 enum Ground {
-    Directory {
-        tokens: Arc<Tokens>,
-        _authority: watch::Sender<Arc<Authority>>,
-    },
-    Cluster {
-        cluster: Cluster,
-        keeper: Box<Keeper>,
-        authority: watch::Sender<Arc<Authority>>,
-        trouble: Trouble,
-        publisher: Publisher,
-        status: Writer,
-    },
+    Directory(Arc<Tokens>),
+    Cluster(Box<Upkeep>),
+}
+
+/// What has to be done all the time in a cluster.
+struct Upkeep {
+    namespace: String,
+    keeper: Keeper,
+    authority: watch::Sender<Arc<Authority>>,
+    trouble: Trouble,
+    publisher: Publisher,
+    status: Writer,
 }
 
 impl Foundation {
@@ -75,25 +79,26 @@ impl Foundation {
         let first = source.next().await?;
         let authority = Arc::new(Authority::open(&settings.state_dir.join("ca"), &first.mesh.trust_domain)?);
         let tokens = Arc::new(Tokens::open(&settings.state_dir.join("tokens"))?);
-        let (sender, authority) = watch::channel(authority);
+        // It stays what it is: nothing is sent.
+        let (_, authority) = watch::channel(authority);
         let callers = Arc::new(Authenticator::files(Arc::clone(&tokens), index.clone()));
-        Ok((Self { authority, callers, ground: Ground::Directory { tokens, _authority: sender } }, source, first))
+        Ok((Self { authority, callers, ground: Ground::Directory(tokens) }, source, first))
     }
 
     async fn on_cluster(settings: &Settings, index: &watch::Receiver<Arc<Index>>, report: Report<'_>) -> Result<(Self, AnySource, Batch)> {
         let cluster = settings.cluster.clone();
         let client = api::connect().await?;
+        let mesh = Mesh { trust_domain: (&*cluster.trust_domain).into(), root_namespace: (&*cluster.namespace).into() };
         let status = Writer::new(client.clone(), &cluster.namespace);
-        let mut source = AnySource::kubernetes(&client, &cluster.namespace, &status.wishes());
+        let mut source = AnySource::kubernetes(mesh, &client, &status.wishes());
         let first = patiently(&mut source, report.stage, async |source| source.next().await).await?;
-        let trust_domain = &*first.mesh.trust_domain;
-        let open = async |client: &mut kube::Client| Keeper::open(client.clone(), &cluster.namespace, trust_domain).await;
+        let open = async |client: &mut kube::Client| Keeper::open(client.clone(), &cluster.namespace, &cluster.trust_domain).await;
         let (keeper, authority) = patiently(&mut client.clone(), report.stage, open).await?;
         let (sender, authority) = watch::channel(Arc::new(authority));
         let callers = Arc::new(Authenticator::cluster(client.clone(), cluster.proxies.clone(), index.clone()));
         let publisher = Publisher::new(client, authority.clone(), report.metrics);
-        let ground = Ground::Cluster { cluster, keeper: Box::new(keeper), authority: sender, trouble: report.trouble, publisher, status };
-        Ok((Self { authority, callers, ground }, source, first))
+        let upkeep = Upkeep { namespace: cluster.namespace, keeper, authority: sender, trouble: report.trouble, publisher, status };
+        Ok((Self { authority, callers, ground: Ground::Cluster(Box::new(upkeep)) }, source, first))
     }
 
     /// The authority in force.
@@ -109,38 +114,37 @@ impl Foundation {
     /// Tokens that have to be made for the nodes of the source.
     pub(super) fn tokens(&self) -> Option<Arc<Tokens>> {
         match &self.ground {
-            Ground::Directory { tokens, .. } => Some(Arc::clone(tokens)),
-            Ground::Cluster { .. } => None,
+            Ground::Directory(tokens) => Some(Arc::clone(tokens)),
+            Ground::Cluster(_) => None,
         }
     }
 
     /// Names under which it is reached.
     pub(super) fn names(&self) -> Vec<String> {
         match &self.ground {
-            Ground::Directory { .. } => Vec::new(),
-            Ground::Cluster { cluster, .. } => {
-                let name = format!("warren-control.{}", cluster.namespace);
+            Ground::Directory(_) => Vec::new(),
+            Ground::Cluster(upkeep) => {
+                let name = format!("warren-control.{}", upkeep.namespace);
                 vec![format!("{name}.svc"), format!("{name}.svc.cluster.local"), name]
             }
         }
     }
 
-    /// Starts what keeps it current; returns what must not be dropped before the end.
+    /// How long callers are sent here after the end has begun.
+    pub(super) fn linger(&self) -> Duration {
+        match &self.ground {
+            Ground::Directory(_) => Duration::ZERO,
+            Ground::Cluster(_) => LINGER,
+        }
+    }
+
+    /// Starts what keeps it current.
     pub(super) fn keep(self, tasks: &mut JoinSet<()>, drain: &drain::Watch) {
-        match self.ground {
-            Ground::Directory { tokens: _, _authority } => {
-                let mut drain = drain.clone();
-                // Whoever follows the authority takes a closed channel for the end.
-                tasks.spawn(async move {
-                    let _authority = _authority;
-                    drain.started().await;
-                });
-            }
-            Ground::Cluster { keeper, authority, trouble, publisher, status, .. } => {
-                tasks.spawn(keeper.follow(authority, trouble, drain.clone()));
-                tasks.spawn(publisher.run(drain.clone()));
-                tasks.spawn(status.run(drain.clone()));
-            }
+        if let Ground::Cluster(upkeep) = self.ground {
+            let Upkeep { keeper, authority, trouble, publisher, status, .. } = *upkeep;
+            tasks.spawn(keeper.follow(authority, trouble, drain.clone()));
+            tasks.spawn(publisher.run(drain.clone()));
+            tasks.spawn(status.run(drain.clone()));
         }
     }
 }
@@ -160,5 +164,28 @@ async fn patiently<S, T>(state: &mut S, stage: &watch::Sender<Stage>, attempt: i
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Error;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_may_come_is_waited_for_and_what_is_wrong_with_the_settings_is_not() {
+        let (stage, stages) = watch::channel(Stage::Serving);
+        let mut attempts = 0;
+        let begun = tokio::time::Instant::now();
+        let third = patiently(&mut attempts, &stage, async |attempts| {
+            *attempts += 1;
+            if *attempts < 8 { Err(Error::new(&code::API_REFUSED, format!("attempt {attempts}"))) } else { Ok(*attempts) }
+        });
+        assert_eq!(third.await.unwrap(), 8);
+        assert_eq!(*stages.borrow(), Stage::Starting("attempt 7 (W7012)".to_owned()), "probes are told what is waited for");
+        assert_eq!(begun.elapsed(), Duration::from_millis(250 + 500 + 1000 + 2000 + 4000 + 8000 + 8000));
+
+        let wrong = patiently(&mut (), &stage, async |()| Err::<(), _>(Error::new(&code::BAD_SETTING, "no namespace"))).await;
+        assert_eq!(wrong.unwrap_err().code(), &code::BAD_SETTING);
     }
 }

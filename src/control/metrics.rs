@@ -64,6 +64,7 @@ impl Collector for Health {
         let count = |of: Type| i64::try_from(index.resources(of).len()).unwrap_or(i64::MAX);
         gauge("warren_control_addresses", "Workloads and services in force", count(Type::Address))?;
         gauge("warren_control_policies", "Policies in force", count(Type::Authorization))?;
+        gauge("warren_control_generation", "States that have been in force", i64::try_from(index.generation()).unwrap_or(i64::MAX))?;
         gauge("warren_control_clients", "Discovery streams that are open", self.counters.streams.load(Ordering::Relaxed) as i64)?;
         let source = self.source.read();
         gauge(
@@ -71,6 +72,8 @@ impl Collector for Health {
             "1: the source cannot be used, the last good state is in force",
             source.error.is_some().into(),
         )?;
+        let age = source.since.and_then(|since| SystemTime::now().duration_since(since).ok()).unwrap_or_default();
+        gauge("warren_control_source_age_seconds", "How long the source has been broken; 0: it is in order", age.as_secs() as i64)?;
         gauge("warren_control_source_rejected", "Elements of the source that are left out", source.rejected.len() as i64)?;
         if let Some(authority) = self.authority.get() {
             let ends = authority.borrow().not_after().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

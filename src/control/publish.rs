@@ -4,16 +4,14 @@
 //! difference.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::ResourceExt;
 use kube::api::{Api, ObjectMeta, PartialObjectMeta, Patch, PatchParams};
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch_objects};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -143,9 +141,9 @@ impl Publisher {
     /// Publishes until the drain.
     pub(super) async fn run(mut self, mut drain: drain::Watch) {
         let all = Api::<PartialObjectMeta<Namespace>>::all(self.client.clone());
-        let mut namespaces = watched(all, watcher::Config::default());
+        let mut namespaces = api::watch(all, "");
         let all = Api::<ConfigMap>::all(self.client.clone());
-        let mut found = watched(all, watcher::Config::default().fields(&format!("metadata.name={NAME}")));
+        let mut found = api::watch(all, &format!("metadata.name={NAME}"));
         let mut writes = JoinSet::new();
         self.state.wanted = self.authority.borrow_and_update().roots_pem();
         loop {
@@ -219,13 +217,6 @@ async fn write(client: kube::Client, namespace: Str, text: String) -> (Str, Resu
 fn is_terminating(status: &kube::core::Status) -> bool {
     let causes = status.details.iter().flat_map(|details| &details.causes);
     status.code == 403 && causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
-}
-
-fn watched<K>(all: Api<K>, config: watcher::Config) -> impl Stream<Item = watcher::Result<Event<K>>> + Send + Unpin
-where
-    K: kube::Resource + Clone + Debug + serde::de::DeserializeOwned + Send + 'static,
-{
-    watch_objects(all, config).default_backoff().boxed()
 }
 
 /// A namespace that is going takes nothing more.

@@ -59,6 +59,8 @@ pub struct Settings {
 pub struct Cluster {
     /// Where this control plane and its Secret are. Policies in it are for all namespaces.
     pub namespace: String,
+    /// Of all identities.
+    pub trust_domain: String,
     /// The accounts of the nodes' proxies.
     pub proxies: Accounts,
 }
@@ -156,20 +158,23 @@ impl Control {
         self.health_address
     }
 
-    /// Serves until the drain; then streams end and open calls finish.
+    /// Serves until the drain; then streams end and open calls finish. In a cluster callers are sent here for a moment
+    /// longer, and are still served.
     ///
     /// # Errors
     /// The transport failed as a whole.
     pub async fn serve(mut self, mut drain: drain::Watch) -> Result<()> {
         tracing::info!(address = %self.address(), health = ?self.health_address, "the control plane serves");
-        let ads = Ads::new(self.index.clone(), Arc::clone(&self.callers), drain.clone(), self.counters);
+        let linger = self.foundation.linger();
+        let (end, ending) = drain::new();
+        let ads = Ads::new(self.index.clone(), Arc::clone(&self.callers), ending.clone(), self.counters);
         let ca = Ca::new(self.authority, self.callers, self.index, self.metrics);
 
         let mut tasks = JoinSet::new();
-        tasks.spawn(self.follower.run(drain.clone()));
-        self.foundation.keep(&mut tasks, &drain);
+        tasks.spawn(self.follower.run(ending.clone()));
+        self.foundation.keep(&mut tasks, &ending);
         let (sender, connections) = mpsc::channel(16);
-        tasks.spawn(accept(self.listener, self.tls, sender, drain.clone()));
+        tasks.spawn(accept(self.listener, self.tls, sender, ending.clone()));
 
         let router = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(PING_INTERVAL))
@@ -178,7 +183,7 @@ impl Control {
             .max_concurrent_streams(128)
             .add_service(AggregatedDiscoveryServiceServer::new(ads).max_decoding_message_size(MAX_REQUEST))
             .add_service(IstioCertificateServiceServer::new(ca).max_decoding_message_size(MAX_MESSAGE));
-        let mut started = drain.clone();
+        let mut started = ending;
         let incoming = ReceiverStream::new(connections).map(Ok::<_, std::io::Error>);
         let served = router.serve_with_incoming_shutdown(incoming, async move {
             started.started().await;
@@ -188,7 +193,8 @@ impl Control {
             () = async {
                 drain.started().await;
                 self.stage.send_replace(Stage::Draining);
-                let _ = tokio::time::timeout(DRAIN_LIMIT, drain.ended()).await;
+                let _ = tokio::time::timeout(linger, drain.ended()).await;
+                end.drain(DRAIN_LIMIT).await;
             } => Ok(()),
         };
         tasks.shutdown().await;

@@ -26,6 +26,9 @@ pub enum Format {
     Json,
 }
 
+/// Logs as an error what its callers get as one and handle.
+const SILENT: &str = "kube_client::client::builder=off";
+
 /// Lines that may wait to be written.
 const QUEUE: usize = 10_000;
 
@@ -112,5 +115,6 @@ fn change(next: impl FnOnce(&str) -> String) -> Result<()> {
 }
 
 fn parse(filter: &str) -> Result<EnvFilter> {
-    EnvFilter::try_new(filter).map_err(|error| Error::caused(&code::BAD_SETTING, format!("log filter {filter:?}"), error))
+    EnvFilter::try_new(format!("{SILENT},{filter}"))
+        .map_err(|error| Error::caused(&code::BAD_SETTING, format!("log filter {filter:?}"), error))
 }

@@ -40,10 +40,8 @@ struct Listed(watch::Receiver<Vec<Pod>>, bool);
 
 impl Discovery for Listed {
     async fn next(&mut self) -> Vec<Pod> {
-        if std::mem::replace(&mut self.1, true) {
-            if self.0.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
+        if std::mem::replace(&mut self.1, true) && self.0.changed().await.is_err() {
+            std::future::pending::<()>().await;
         }
         self.0.borrow_and_update().clone()
     }
@@ -200,6 +198,8 @@ fn a_cni_call_returns_when_the_pod_is_captured() {
         assert_eq!(world.wait(Nft::default().state(&world.pod)).expect("state"), State::Redirecting);
         assert!(node.served(), "before the call returned");
         assert_eq!(node.add("one", &world.pod, LIMIT).expect("again"), Verdict::Enrolled);
+        let own = node.add("own", &NetNs::current().expect("own"), LIMIT).expect_err("the node's own namespace");
+        assert_eq!(own.code().id, code::NETNS_GONE.id);
 
         // The sandbox goes, another one comes.
         world.wait(node.front.del(UID, "other"));
@@ -264,7 +264,9 @@ fn a_pod_that_runs_is_found_by_its_processes_and_found_again_in_another_sandbox(
         assert_eq!(node.board.metrics.sandboxes_replaced.get(), 1);
         node.until("still served", || node.served());
 
-        // Somebody removes the rules.
+        // Somebody removes the rules, after they were seen to stand.
+        let audits = node.board.metrics.audits.get();
+        node.until("looked at", || node.board.metrics.audits.get() > audits + 1);
         world.wait(Nft::default().remove(&second.pod)).expect("remove");
         second.until(State::Redirecting);
         node.until("counted", || node.board.metrics.repairs.get() == 1);

@@ -183,8 +183,7 @@ mod tests {
 
     #[test]
     fn an_entry_that_others_wrote_anew_or_chained_behind_is_left() {
-        let text = r#"{"cniVersion":"1.1.0","plugins":[{"type":"a"},
-            {"type":"warren", "excludeNamespaces": ["kube-system"], "socket":"/s"},{"type":"b"}]}"#;
+        let text = r#"{"cniVersion":"1.1.0","plugins":[{"type":"a"}, {"type":"warren", "excludeNamespaces": ["kube-system"], "socket":"/s"},{"type":"b"}]}"#;
         assert_eq!(with_entry(text, ENTRY), Ok(None));
     }
 

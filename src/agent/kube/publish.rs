@@ -179,3 +179,53 @@ async fn tell(client: Client, node: String, board: &Board, mut notices: mpsc::Re
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use serde_json::{Value, from_value};
+
+    use super::*;
+    use crate::agent::enrolment::MODE;
+    use crate::agent::kube::store::Rules;
+
+    /// What is written about a pod with that label and annotation, which is in that condition.
+    fn written(mode: &str, is: Value, condition: Option<Condition>, all_leave: bool) -> Option<Option<String>> {
+        let mut store = Store::new(Rules::default());
+        let metadata = json!({"uid": "u", "name": "a", "namespace": "n", "labels": {MODE: mode}, "annotations": {REDIRECTION: is}});
+        let metadata = if is.is_null() { json!({"uid": "u", "name": "a", "namespace": "n", "labels": {MODE: mode}}) } else { metadata };
+        let apply = kube::runtime::watcher::Event::Apply;
+        store.pod_event(apply(from_value(json!({"metadata": metadata})).expect("a pod")));
+        store.namespace_event(kube::runtime::watcher::Event::Apply(from_value(json!({"metadata": {"name": "n"}})).expect("a namespace")));
+        let (board, _notices) = Board::new();
+        let info = WorkloadInfo { name: "a".into(), namespace: "n".into(), service_account: "s".into() };
+        if let Some(condition) = condition {
+            board.set(&"u".into(), &info, &[], condition, None::<Instant>);
+        }
+        wanted(&store, &board.entries(), all_leave).pop().map(|write| write.value)
+    }
+
+    #[test]
+    fn the_annotation_says_what_is_and_nothing_before_that_is_known() {
+        use Condition::{Captured, Closed, Leaving, Open};
+        let (none, enabled, pending) = (Value::Null, json!("enabled"), json!("pending"));
+        let value = |text: &str| Some(Some(text.to_owned()));
+        let cases = [
+            ("captured", "ambient", &none, Some(Captured), false, value("enabled")),
+            ("nothing new", "ambient", &enabled, Some(Captured), false, None),
+            ("no proxy has served it", "ambient", &none, Some(Closed), false, value("pending")),
+            ("served by then", "ambient", &pending, Some(Captured), false, value("enabled")),
+            ("closed for a while: peers must not turn to plaintext", "ambient", &enabled, Some(Closed), false, None),
+            ("not captured any more", "ambient", &enabled, Some(Open), false, Some(None)),
+            ("leaves", "none", &enabled, Some(Leaving), false, Some(None)),
+            ("not looked at yet", "ambient", &enabled, None, false, None),
+            ("of an earlier life", "none", &enabled, None, false, Some(None)),
+            ("has left at the end", "ambient", &enabled, None, true, Some(None)),
+            ("never was", "none", &none, None, false, None),
+        ];
+        for (name, mode, is, condition, all_leave, expected) in cases {
+            assert_eq!(written(mode, is.clone(), condition, all_leave), expected, "{name}");
+        }
+    }
+}

@@ -43,6 +43,8 @@ pub(super) struct Record {
     labels: Map,
     annotations: Map,
     host_network: bool,
+    /// It has ended, and is kept because of what its annotation may still say.
+    over: bool,
     /// The annotation as it is in the API.
     redirection: Option<String>,
 }
@@ -75,14 +77,10 @@ impl Store {
             Event::Init => self.listing_pods = Some(BTreeSet::new()),
             Event::InitApply(pod) | Event::Apply(pod) => {
                 let Some(uid) = pod.metadata.uid.as_deref().map(Str::from) else { return };
-                if pod.is_over() {
-                    self.pods.remove(&uid);
-                } else {
-                    if let Some(listed) = &mut self.listing_pods {
-                        listed.insert(uid.clone());
-                    }
-                    self.pods.insert(uid, record(pod));
+                if let Some(listed) = &mut self.listing_pods {
+                    listed.insert(uid.clone());
                 }
+                self.pods.insert(uid, record(pod));
             }
             Event::Delete(pod) => {
                 pod.metadata.uid.and_then(|uid| self.pods.remove(uid.as_str()));
@@ -118,9 +116,10 @@ impl Store {
         }
     }
 
-    /// All pods of the node. One whose namespace is not known yet is not in the mesh.
+    /// All pods of the node that have not ended. One whose namespace is not known yet is not in the mesh.
     pub(super) fn pods(&self) -> Vec<discovery::Pod> {
-        self.pods.values().map(|record| self.decided(record, self.namespaces.get(&record.pod.info.namespace))).collect()
+        let running = self.pods.values().filter(|record| !record.over);
+        running.map(|record| self.decided(record, self.namespaces.get(&record.pod.info.namespace))).collect()
     }
 
     /// One pod with its namespace, if both are known.
@@ -143,7 +142,7 @@ impl Store {
     pub(super) fn records(&self) -> impl Iterator<Item = Told<'_>> {
         self.pods.iter().map(|(uid, record)| {
             let info = &record.pod.info;
-            let ambient = self.membership(record, self.namespaces.get(&info.namespace)).is_in();
+            let ambient = !record.over && self.membership(record, self.namespaces.get(&info.namespace)).is_in();
             Told { uid, info, is: record.redirection.as_deref(), ambient }
         })
     }
@@ -159,7 +158,7 @@ impl Store {
     pub(super) fn namespaces(&self) -> BTreeMap<String, bool> {
         let labelled = |labels: &Map| labels.get(MODE).is_some_and(|mode| mode == "ambient");
         let all = self.namespaces.iter().map(|(name, namespace)| (name.clone(), labelled(&namespace.labels)));
-        let pods = self.pods.values().filter(|record| labelled(&record.labels));
+        let pods = self.pods.values().filter(|record| !record.over && labelled(&record.labels));
         all.chain(pods.map(|record| (record.pod.info.namespace.clone(), true))).collect()
     }
 
@@ -196,7 +195,7 @@ pub(super) struct Told<'a> {
 
 fn record(pod: Pod) -> Record {
     let ips = pod.ips();
-    let running_since = pod.running_since();
+    let (running_since, over) = (pod.running_since(), pod.is_over());
     let Pod { metadata, spec, .. } = pod;
     let uid: Str = metadata.uid.unwrap_or_default().into();
     let (mut labels, mut annotations) = (metadata.labels.unwrap_or_default(), metadata.annotations.unwrap_or_default());
@@ -219,7 +218,7 @@ fn record(pod: Pod) -> Record {
         running_since,
         marked: redirection.is_some(),
     };
-    Record { pod, labels, annotations, host_network: spec.host_network, redirection }
+    Record { pod, labels, annotations, host_network: spec.host_network, over, redirection }
 }
 
 fn namespace(meta: &Meta) -> Namespace {

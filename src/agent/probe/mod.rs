@@ -68,6 +68,7 @@ impl ProbeTable {
     /// Nothing is done yet. `proc` is where the processes of the node are seen, and `init` one that lives in the node's
     /// own namespaces: process 1.
     pub fn new(options: Options, proc: PathBuf, init: u32) -> Self {
+        nft::prepare();
         Self { node: Node::new(proc, init), options, state: Arc::default(), turn: Arc::default() }
     }
 
@@ -96,7 +97,7 @@ impl ProbeTable {
     pub async fn remove(&self) -> Result<()> {
         let _turn = self.turn.lock().await;
         *self.state.lock() = State::default();
-        self.on_node(|node| node.enter().and_then(|_| nft::replace(TABLE, &[]))).await
+        self.on_node(|node| node.enter().and_then(|_| nft::assure(TABLE, &[]))).await
     }
 
     /// How the kubelet is known, once it is.
@@ -208,6 +209,5 @@ fn establish(node: &Node, known: Option<Found>, pods: &BTreeSet<IpAddr>, options
 }
 
 fn put(sender: &Sender, pods: &BTreeSet<IpAddr>, options: &Options) -> Result<()> {
-    let plans = plan::plans(sender, pods, options);
-    if nft::holds(TABLE, &plans)? { Ok(()) } else { nft::replace(TABLE, &plans) }
+    nft::assure(TABLE, &plan::plans(sender, pods, options))
 }

@@ -81,7 +81,7 @@ enum How {
     /// A token for each node, in a file.
     Files(Arc<Tokens>),
     /// Tokens of service accounts.
-    Cluster { reviews: Reviews, proxies: Accounts },
+    Cluster { reviews: Box<Reviews>, proxies: Accounts },
 }
 
 impl<I: Inventory> Authenticator<I> {
@@ -92,7 +92,7 @@ impl<I: Inventory> Authenticator<I> {
 
     /// Callers are pods of a cluster; those of the accounts `proxies` are the proxies of their nodes.
     pub fn cluster(client: kube::Client, proxies: Accounts, inventory: watch::Receiver<Arc<I>>) -> Self {
-        Self { how: How::Cluster { reviews: Reviews::new(client), proxies }, inventory, refusals: Refusals::default() }
+        Self { how: How::Cluster { reviews: Box::new(Reviews::new(client)), proxies }, inventory, refusals: Refusals::default() }
     }
 
     /// How long something may be unknown that a caller knows already. A mesh file is read by all at once.

@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, ObjectMeta, PostParams};
-use kube::runtime::{WatchStreamExt, watcher};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
@@ -75,7 +74,7 @@ impl Keeper {
     /// Puts each usable state of the Secrets in force, until the drain. An unusable one changes nothing but `trouble`.
     pub(in crate::control) async fn follow(mut self, authority: watch::Sender<Arc<Authority>>, trouble: Trouble, mut drain: drain::Watch) {
         let secrets = Api::<Secret>::namespaced(self.client.clone(), &self.namespace);
-        let (mut operators, mut own) = (watched(&secrets, OPERATORS), watched(&secrets, OWN));
+        let (mut operators, mut own) = (api::watch_one(secrets.clone(), OPERATORS), api::watch_one(secrets.clone(), OWN));
         let (mut first, mut second) = (None, None);
         loop {
             let seen = tokio::select! {
@@ -147,11 +146,6 @@ impl Keeper {
     }
 }
 
-/// One Secret as it is now, and after each change; `None`: it is not there.
-fn watched(secrets: &Api<Secret>, name: &str) -> impl Stream<Item = watcher::Result<Option<Secret>>> + Send + Unpin + use<> {
-    watcher::watch_object(secrets.clone(), name).default_backoff().boxed()
-}
-
 /// Whether it was made; if not, somebody else has.
 async fn create(secrets: &Api<Secret>, namespace: &str, material: &Material) -> Result<bool> {
     let what = format!("create secrets {namespace}/{OWN}");
@@ -175,4 +169,41 @@ fn understood(namespace: &str, name: &str, secret: &Secret) -> Result<(Material,
         Material { root: needed(ROOT)?, certificate: needed(CERTIFICATE)?, chain: part(CHAIN).unwrap_or_default(), key: needed(KEY)? };
     let authority = material.authority(place)?;
     Ok((material, authority))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(material: &Material) -> Secret {
+        let parts = [(ROOT, &material.root), (CERTIFICATE, &material.certificate), (CHAIN, &material.chain), (KEY, &material.key)];
+        let data = parts.map(|(name, text)| (name.to_owned(), ByteString(text.clone()))).into();
+        Secret { data: Some(data), ..Secret::default() }
+    }
+
+    #[test]
+    fn a_secret_is_what_an_authority_is_made_of_or_named_with_the_key_that_is_wrong() {
+        let material = Material::generate("cluster.local").unwrap();
+        let other = Material::generate("cluster.local").unwrap();
+        let (same, authority) = understood("ns", OWN, &secret(&material)).unwrap();
+        assert!(same == material && authority.roots().len() == 1);
+        // Istio's own self-signed authority has an empty chain.
+        understood("ns", OWN, &secret(&Material { chain: Vec::new(), ..material.clone() })).unwrap();
+        let two = [material.root.clone(), other.root.clone()].concat();
+        let (_, authority) = understood("ns", OPERATORS, &secret(&Material { root: two, ..material.clone() })).unwrap();
+        assert_eq!(authority.roots_pem().matches("BEGIN CERTIFICATE").count(), 2, "both are published");
+
+        let cases = [
+            (Secret::default(), "Secret ns/cacerts, root-cert.pem: it is missing"),
+            (secret(&Material { key: other.key.clone(), ..material.clone() }), "ca-cert.pem: belongs to another key"),
+            (secret(&Material { root: other.root.clone(), ..material.clone() }), "ca-cert.pem: does not lead to root-cert.pem"),
+            (secret(&Material { key: b"x".to_vec(), ..material.clone() }), "ca-key.pem: no private key"),
+            (secret(&Material { certificate: b"x".to_vec(), ..material }), "ca-cert.pem: no certificates in PEM"),
+        ];
+        for (broken, reason) in cases {
+            let error = understood("ns", OPERATORS, &broken).map(|_| ()).expect_err(reason);
+            assert_eq!(error.code(), &code::CA_MATERIAL);
+            assert!(error.to_string().contains(reason) && !error.to_string().contains("PRIVATE"), "{reason}: {error}");
+        }
+    }
 }

@@ -119,6 +119,12 @@ impl Indexer {
         Arc::clone(&self.published)
     }
 
+    /// What is published next.
+    #[cfg(test)]
+    pub(crate) fn current(&self) -> &Index {
+        &self.next
+    }
+
     fn since(&self, of: Type) -> Delta {
         self.next.resources(of).since_of(self.published.resources(of), self.touched[of as usize].iter())
     }
@@ -146,7 +152,7 @@ impl Indexer {
                     applied.kept.push(format!("{kind} {id}"));
                     return;
                 }
-                if instead.is_some() {
+                if instead.is_some() && self.get(kind, &id) != instead {
                     applied.refused.push(format!("{kind} {id}"));
                 }
                 self.set(kind, &id, instead, dirty);

@@ -1,6 +1,8 @@
 //! The API server of a cluster.
 
 mod feed;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -124,7 +126,11 @@ impl KubernetesSource {
     }
 
     fn fault(&self) -> Option<String> {
-        let faults: Vec<String> = self.faults.iter().map(|(kind, reason)| format!("{kind}: {reason}")).collect();
+        let mut kinds: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for (kind, reason) in &self.faults {
+            kinds.entry(reason).or_default().push(kind.to_string());
+        }
+        let faults: Vec<String> = kinds.into_iter().map(|(reason, kinds)| format!("{}: {reason}", kinds.join(", "))).collect();
         (!faults.is_empty()).then(|| faults.join("; "))
     }
 

@@ -80,13 +80,10 @@ pub fn index_of(file: &MeshFile) -> Arc<Index> {
     indexer.publish()
 }
 
-/// The trust domain of a cluster.
-const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
-
 /// One of the sources.
 pub enum AnySource {
     /// See [`Location::File`].
-    File(FileSource),
+    File(Box<FileSource>),
     /// See [`Location::Kubernetes`].
     Kubernetes(Box<KubernetesSource>),
 }
@@ -97,12 +94,11 @@ impl AnySource {
     /// # Errors
     /// BAD_FILE: the path is none of a file.
     pub fn file(path: &Path) -> Result<Self> {
-        FileSource::new(path.to_owned()).map(AnySource::File)
+        FileSource::new(path.to_owned()).map(|source| AnySource::File(Box::new(source)))
     }
 
-    /// The objects of a cluster. Policies of `root_namespace` are for all namespaces.
-    pub(super) fn kubernetes(client: &Client, root_namespace: &str, wishes: &Wishes) -> Self {
-        let mesh = Mesh { trust_domain: DEFAULT_TRUST_DOMAIN.into(), root_namespace: root_namespace.into() };
+    /// The objects of a cluster.
+    pub(super) fn kubernetes(mesh: Mesh, client: &Client, wishes: &Wishes) -> Self {
         AnySource::Kubernetes(Box::new(KubernetesSource::new(mesh, client, wishes)))
     }
 }

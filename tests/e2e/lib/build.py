@@ -1,5 +1,5 @@
 """What the test runs, built once into a cache outside of the checkout: Kubernetes, helm, CoreDNS, images."""
-import contextlib, fcntl, hashlib, json, os, shutil, sys, tempfile
+import contextlib, fcntl, hashlib, json, os, shutil, sys, tarfile, tempfile
 
 from .shell import check, run
 
@@ -140,3 +140,17 @@ def image_name(archive):
 
 def image_size(archive):
     return os.path.getsize(archive)
+
+
+def program_of(archive, directory):
+    """The program in Warren's image, as a file."""
+    with tarfile.open(archive) as outer:
+        for blob in outer.getmembers():
+            if blob.isfile():
+                with contextlib.suppress(tarfile.ReadError), tarfile.open(fileobj=outer.extractfile(blob), mode="r:*") as layer:
+                    if "warren" in layer.getnames():
+                        with open(directory + "/warren", "wb") as f:
+                            shutil.copyfileobj(layer.extractfile("warren"), f)
+                        os.chmod(directory + "/warren", 0o755)
+                        return directory + "/warren"
+    check(False, f"{archive} holds no program")

@@ -82,9 +82,6 @@ seLinuxOptions:
   mountPath: /host/etc/cni/net.d
 - name: cni-bin
   mountPath: /host/opt/cni/bin
-- name: netns
-  mountPath: /var/run/netns
-  mountPropagation: HostToContainer
 - name: zds
   mountPath: /var/run/ztunnel
 - name: run
@@ -98,8 +95,6 @@ seLinuxOptions:
   hostPath: {path: {{ .Values.agent.cniConfDir }}, type: DirectoryOrCreate}
 - name: cni-bin
   hostPath: {path: {{ .Values.agent.cniBinDir }}, type: DirectoryOrCreate}
-- name: netns
-  hostPath: {path: {{ .Values.agent.netnsDir }}, type: DirectoryOrCreate}
 - name: zds
   hostPath: {path: /var/run/ztunnel, type: DirectoryOrCreate}
 - name: run

@@ -1,5 +1,6 @@
 //! A plan as one nf_tables batch: the kernel takes all of it or none.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::expression;
@@ -48,11 +49,10 @@ impl Batch {
         batch
     }
 
-    /// Removes the table of that name; it need not exist.
+    /// Removes the table of that name.
     pub(super) fn remove(&mut self, table: &str, family: Family) {
         let mut name = Attributes::default();
         name.text(TABLE_NAME, table);
-        self.add("table", number::NEW_TABLE, number::CREATE, family, &name);
         self.add("old table", number::DELETE_TABLE, 0, family, &name);
     }
 
@@ -60,7 +60,7 @@ impl Batch {
     pub(super) fn install(&mut self, plan: &Plan) {
         let mut table = Attributes::default();
         table.text(TABLE_NAME, plan.table).bytes(TABLE_USERDATA, &comment(&plan.fingerprint()));
-        self.add("table", number::NEW_TABLE, number::CREATE, plan.family, &table);
+        self.add("table", number::NEW_TABLE, number::CREATE | number::EXCLUSIVE, plan.family, &table);
         if let Some(set) = &plan.set {
             self.install_set(plan, set);
         }
@@ -84,10 +84,24 @@ impl Batch {
         attributes.text(SET_TABLE, plan.table).text(SET_NAME, set.name).number(SET_KEY_TYPE, kind).number(SET_KEY_LENGTH, length);
         attributes.number(SET_ID, 1);
         self.add(&format!("set {}", set.name), number::NEW_SET, number::CREATE, plan.family, &attributes);
-        let members: Vec<&IpAddr> = set.members.iter().collect();
+        self.add_members(plan, set.name, &set.members);
+    }
+
+    /// Puts members into the plan's set, which must exist.
+    pub(super) fn add_members(&mut self, plan: &Plan, set: &str, members: &BTreeSet<IpAddr>) {
+        self.members(plan, set, members, (number::NEW_ELEMENTS, number::CREATE));
+    }
+
+    /// Takes members out of it; they must be in it.
+    pub(super) fn remove_members(&mut self, plan: &Plan, set: &str, members: &BTreeSet<IpAddr>) {
+        self.members(plan, set, members, (number::DELETE_ELEMENTS, 0));
+    }
+
+    fn members(&mut self, plan: &Plan, set: &str, members: &BTreeSet<IpAddr>, (kind, flags): (u16, u16)) {
+        let members: Vec<&IpAddr> = members.iter().collect();
         for members in members.chunks(MEMBERS) {
             let mut attributes = Attributes::default();
-            attributes.text(ELEMENTS_TABLE, plan.table).text(ELEMENTS_SET, set.name).nest(ELEMENTS, |list| {
+            attributes.text(ELEMENTS_TABLE, plan.table).text(ELEMENTS_SET, set).nest(ELEMENTS, |list| {
                 for member in members {
                     list.nest(LIST_ELEMENT, |element| {
                         element.nest(ELEMENT_KEY, |key| {
@@ -99,7 +113,7 @@ impl Batch {
                     });
                 }
             });
-            self.add(&format!("members of set {}", set.name), number::NEW_ELEMENTS, number::CREATE, plan.family, &attributes);
+            self.add(&format!("members of set {set}"), kind, flags, plan.family, &attributes);
         }
     }
 
@@ -208,16 +222,12 @@ mod tests {
         let (bytes, steps) = batch.finish();
         let kinds: Vec<u16> = replies(&bytes).map(|message| message.kind).collect();
         let chain = [number::NEW_CHAIN, number::NEW_RULE];
-        let expected = [
-            &[number::BATCH_BEGIN, number::NEW_TABLE, number::DELETE_TABLE, number::NEW_TABLE][..],
-            &chain.repeat(4),
-            &[number::BATCH_END],
-        ]
-        .concat();
+        let expected =
+            [&[number::BATCH_BEGIN, number::DELETE_TABLE, number::NEW_TABLE][..], &chain.repeat(4), &[number::BATCH_END]].concat();
         assert_eq!(kinds, expected);
         let sequences: Vec<u32> = replies(&bytes).map(|message| message.sequence).collect();
-        assert_eq!(sequences, (0..13).collect::<Vec<u32>>());
-        assert_eq!((steps[4].as_str(), steps.len()), ("ip chain mark-inbound", 13), "sequence numbers lead to the text of the step");
+        assert_eq!(sequences, (0..12).collect::<Vec<u32>>());
+        assert_eq!((steps[3].as_str(), steps.len()), ("ip chain mark-inbound", 12), "sequence numbers lead to the text of the step");
     }
 
     #[test]

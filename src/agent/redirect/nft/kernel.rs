@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
@@ -17,10 +19,36 @@ use crate::base::{Error, Result, code};
 /// For one answer. The kernel answers before `send` returns; this bounds a defect.
 const LIMIT: Duration = Duration::from_secs(2);
 
+/// Sockets that wait for their end; what is above is closed by whoever used it.
+const MAX_CLOSING: usize = 64;
+
+/// Takes sockets to close. The kernel closes one only when it has buried what batches have removed, which takes it 5 to
+/// 20 ms on a busy node: a pod that is being set up does not wait for that.
+static CLOSER: OnceLock<Option<SyncSender<Arc<Socket>>>> = OnceLock::new();
+
+/// Starts the thread that closes sockets, unless it runs. Must not be called from inside a pod's namespace, where that
+/// thread would stay.
+pub(super) fn prepare() {
+    CLOSER.get_or_init(|| {
+        let (sender, sockets) = sync_channel(MAX_CLOSING);
+        let thread = std::thread::Builder::new().name("nft-close".to_owned()).spawn(move || sockets.into_iter().for_each(drop));
+        thread.ok().map(|_| sender)
+    });
+}
+
 /// A netlink socket of the namespace in which it was opened.
 pub(super) struct Kernel {
-    socket: Socket,
+    socket: Arc<Socket>,
     sequence: u32,
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        if let Some(Some(closer)) = CLOSER.get() {
+            // Refused when it is full: then this is the last owner.
+            let _ = closer.try_send(self.socket.clone());
+        }
+    }
 }
 
 /// A table of ours as found in the kernel.
@@ -36,6 +64,12 @@ impl Found {
     pub(super) fn expected(plan: &Plan) -> Self {
         let members = plan.set.as_ref().map(|set| set.members.clone()).unwrap_or_default();
         Self { fingerprint: Some(plan.fingerprint()), rules: plan.rules(), members }
+    }
+
+    /// The members that are there, when that is all in which it may differ from the plan.
+    pub(super) fn members(&self, plan: &Plan) -> Option<&BTreeSet<IpAddr>> {
+        let expected = Self::expected(plan);
+        (self.fingerprint == expected.fingerprint && self.rules == expected.rules).then_some(&self.members)
     }
 }
 
@@ -54,7 +88,7 @@ impl Kernel {
         };
         let socket =
             open().map_err(|error: io::Error| Error::caused(&code::REDIRECT_FAILED, "open a netlink socket for nf_tables", error))?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self { socket: Arc::new(socket), sequence: 0 })
     }
 
     /// Has the kernel take the batch.

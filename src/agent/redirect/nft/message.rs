@@ -16,10 +16,13 @@ pub(super) mod number {
     pub(crate) const GET_RULE: u16 = SUBSYSTEM << 8 | 7;
     pub(crate) const NEW_SET: u16 = SUBSYSTEM << 8 | 9;
     pub(crate) const NEW_ELEMENTS: u16 = SUBSYSTEM << 8 | 12;
+    pub(crate) const DELETE_ELEMENTS: u16 = SUBSYSTEM << 8 | 14;
     pub(crate) const GET_ELEMENTS: u16 = SUBSYSTEM << 8 | 13;
     pub(crate) const REQUEST: u16 = 0x1;
     pub(crate) const ACK: u16 = 0x4;
     pub(crate) const DUMP: u16 = 0x300;
+    /// Only if it does not exist.
+    pub(crate) const EXCLUSIVE: u16 = 0x200;
     pub(crate) const CREATE: u16 = 0x400;
     pub(crate) const APPEND: u16 = 0x800;
     /// In an error: attributes follow the header of the message that it is about.

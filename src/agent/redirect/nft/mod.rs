@@ -7,7 +7,7 @@ mod kernel;
 mod message;
 
 use super::plan::{Family, Mode, Plan, TABLE};
-use super::{Options, Redirect, State, inside, routes};
+use super::{Options, Redirect, State, inside as visit, routes};
 use crate::base::{Error, Result, code};
 use crate::net::NetNs;
 use encode::Batch;
@@ -27,14 +27,14 @@ impl Nft {
 
     async fn install(&self, netns: &NetNs, mode: Mode) -> Result<()> {
         let options = self.options;
-        inside::inside(netns, &code::REDIRECT_FAILED, move || replace(TABLE, &plans(mode, &options))).await
+        inside(netns, move || assure(TABLE, &plans(mode, &options))).await
     }
 }
 
 impl Redirect for Nft {
     async fn state(&self, netns: &NetNs) -> Result<State> {
         let options = self.options;
-        let rules = inside::inside(netns, &code::REDIRECT_FAILED, move || {
+        let rules = inside(netns, move || {
             let mut kernel = Kernel::open()?;
             let mut found = Vec::new();
             for family in [Family::V4, Family::V6] {
@@ -70,54 +70,73 @@ impl Redirect for Nft {
     async fn remove(&self, netns: &NetNs) -> Result<()> {
         // The table goes last: as long as it is there the namespace counts as not clean.
         routes::remove(netns).await?;
-        inside::inside(netns, &code::REDIRECT_FAILED, || replace(TABLE, &[])).await
+        inside(netns, || assure(TABLE, &[])).await
     }
 
     async fn connections(&self, netns: &NetNs) -> Result<usize> {
-        inside::inside(netns, &code::REDIRECT_FAILED, || {
-            inside::connections().map_err(|error| Error::caused(&code::REDIRECT_FAILED, "read the table of connections", error))
+        inside(netns, || {
+            visit::connections().map_err(|error| Error::caused(&code::REDIRECT_FAILED, "read the table of connections", error))
         })
         .await
     }
 }
 
+/// Runs `work` inside the namespace.
+async fn inside<R: Send + 'static>(netns: &NetNs, work: impl FnOnce() -> Result<R> + Send + 'static) -> Result<R> {
+    prepare();
+    visit::inside(netns, &code::REDIRECT_FAILED, work).await
+}
+
 /// What is wanted in the calling thread's namespace.
 fn plans(mode: Mode, options: &Options) -> Vec<Plan> {
     let mut plans = vec![Plan::new(Family::V4, mode, options)];
-    if inside::has_ipv6() {
+    if visit::has_ipv6() {
         plans.push(Plan::new(Family::V6, mode, options));
     }
     plans
 }
 
-/// Whether the tables called `table` of the calling thread's namespace hold exactly these plans.
-pub(in crate::agent) fn holds(table: &str, plans: &[Plan]) -> Result<bool> {
-    let mut kernel = Kernel::open()?;
-    for family in [Family::V4, Family::V6] {
-        let plan = plans.iter().find(|plan| plan.family == family);
-        let set = plan.and_then(|plan| plan.set.as_ref()).map(|set| set.name);
-        if kernel.find(table, set, family)? != plan.map(Found::expected) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+/// To be called once where the process is at home, before the functions below are called elsewhere.
+pub(in crate::agent) fn prepare() {
+    kernel::prepare();
 }
 
-/// Puts these plans, at most one for each family, in the place of all tables called `table` of the calling thread's
-/// namespace, at once.
-pub(in crate::agent) fn replace(table: &str, plans: &[Plan]) -> Result<()> {
+/// Makes the tables called `table` of the calling thread's namespace hold exactly these plans, at most one for each
+/// family. Where only members of a set differ, only they are changed: the kernel takes its time, 15 ms and more, to bury
+/// what is removed, and has the next batch wait for that.
+pub(in crate::agent) fn assure(table: &str, plans: &[Plan]) -> Result<()> {
     let mut kernel = Kernel::open()?;
-    let mut batch = Batch::new();
-    let mut anything = !plans.is_empty();
+    let (mut batch, mut anything) = (Batch::new(), false);
     for family in [Family::V4, Family::V6] {
-        // Families that are neither there nor wanted are not touched: the kernel may not have them.
-        if plans.iter().any(|plan| plan.family == family) || kernel.find(table, None, family)?.is_some() {
+        let plan = plans.iter().find(|plan| plan.family == family);
+        let set = plan.and_then(|plan| plan.set.as_ref());
+        let found = kernel.find(table, set.map(|set| set.name), family)?;
+        if found == plan.map(Found::expected) {
+            continue;
+        }
+        anything = true;
+        if let (Some(plan), Some(set), Some(members)) = (plan, set, plan.and_then(|plan| found.as_ref()?.members(plan))) {
+            batch.add_members(plan, set.name, &(&set.members - members));
+            batch.remove_members(plan, set.name, &(members - &set.members));
+            continue;
+        }
+        if found.is_some() {
             batch.remove(table, family);
-            anything = true;
+        }
+        if let Some(plan) = plan {
+            batch.install(plan);
         }
     }
-    for plan in plans {
-        batch.install(plan);
+    if anything {
+        kernel.commit(batch)?;
+        close_later(kernel);
     }
-    if anything { kernel.commit(batch) } else { Ok(()) }
+    Ok(())
+}
+
+/// Closing the socket waits until what was replaced is not in use on any processor, some 15 ms: nobody need wait for that.
+fn close_later(kernel: Kernel) {
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn_blocking(move || drop(kernel));
+    }
 }
