@@ -2,8 +2,6 @@
 //! agent's server.
 #![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests are test code")]
 
-#![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests are test code")]
-
 mod common;
 
 use std::os::fd::{AsFd, AsRawFd};
