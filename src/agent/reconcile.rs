@@ -281,7 +281,7 @@ impl<R: Redirect + 'static> Reconciler<R> {
             let full = Error::new(&code::NOT_CAPTURED, format!("more than {MAX_PODS} pods on this node"));
             return drop(waiter.reply.send(Err(full)));
         };
-        tracked.give(given);
+        tracked.give(Given { fresh: true, ..given });
         tracked.waiters.push(waiter);
         self.work();
     }
@@ -382,12 +382,12 @@ const REMOVED: &str = "Warren is being removed from this node";
 
 fn handed(sandbox: &Sandbox) -> Given {
     let now = Instant::now();
-    Given { netns: sandbox.netns.clone(), sandbox: Some(sandbox.container_id.clone()), at: now, since: now }
+    Given { netns: sandbox.netns.clone(), sandbox: Some(sandbox.container_id.clone()), fresh: false, at: now, since: now }
 }
 
 fn located(found: Located) -> Given {
     let now = Instant::now();
-    Given { netns: found.netns, sandbox: None, at: now, since: now.checked_sub(found.age).unwrap_or(now) }
+    Given { netns: found.netns, sandbox: None, fresh: false, at: now, since: now.checked_sub(found.age).unwrap_or(now) }
 }
 
 fn workers(tracked: &Tracked) -> usize {

@@ -190,7 +190,7 @@ fn wrong_usage_ends_with_2_and_says_how() {
     for (arguments, named) in [
         (&["dance"][..], "dance"),
         (&["agent", "--source", "file:x", "--node", "n", "--loud"], "--loud"),
-        (&["agent", "--source", "kube", "--node", "n"], "only file:PATH"),
+        (&["agent", "--source", "kube", "--node", "n"], "only kubernetes and file:PATH are known"),
         (&["control"], "--source"),
         (&[], "Usage"),
     ] {

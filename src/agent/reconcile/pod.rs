@@ -37,6 +37,8 @@ pub(super) struct Given {
     pub(super) netns: NetNs,
     /// The sandbox's id, if a CNI call brought it.
     pub(super) sandbox: Option<Str>,
+    /// A CNI call waits for it: no application runs there yet.
+    pub(super) fresh: bool,
     pub(super) at: Instant,
     /// Since when something of the pod may run in it.
     pub(super) since: Instant,
@@ -195,7 +197,7 @@ impl Task {
     /// A sandbox that a CNI call has just brought has no application yet that could meet a closed port: the proxy
     /// begins to listen while the rules are put in force. What failed is seen, and done in order, by what follows.
     async fn start_fresh<R: Redirect>(&mut self, netns: &NetNs, tools: &Tools<'_, R>) -> Result<()> {
-        let fresh = self.wanted.given.as_ref().is_some_and(|given| given.sandbox.is_some() && given.netns.id() == netns.id());
+        let fresh = self.wanted.given.as_ref().is_some_and(|given| given.fresh && given.netns.id() == netns.id());
         if !fresh || !self.wanted.pod.ambient || self.known.state.is_some() {
             return Ok(());
         }
