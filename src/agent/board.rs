@@ -18,6 +18,8 @@ const MAX_NOTICES: usize = 256;
 /// How a pod is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
+    /// It is to be captured, and what is in force is not known yet or not wholly as it must be.
+    Unknown,
     /// It is to be captured, and is not: nothing is redirected.
     Open,
     /// Its rules stand, but no proxy has served it: its traffic waits.
@@ -65,7 +67,8 @@ pub struct Notice {
 pub struct Board {
     entries: Mutex<BTreeMap<Str, Entry>>,
     changed: watch::Sender<u64>,
-    captured: watch::Sender<BTreeSet<IpAddr>>,
+    captured: watch::Sender<Option<BTreeSet<IpAddr>>>,
+    begun: AtomicBool,
     notices: mpsc::Sender<Notice>,
     all_leave: AtomicBool,
     /// What is counted.
@@ -79,7 +82,8 @@ impl Board {
         let board = Self {
             entries: Mutex::new(BTreeMap::new()),
             changed: watch::channel(0).0,
-            captured: watch::channel(BTreeSet::new()).0,
+            captured: watch::channel(None).0,
+            begun: AtomicBool::new(false),
             notices,
             all_leave: AtomicBool::new(false),
             metrics: Metrics::new(),
@@ -155,8 +159,14 @@ impl Board {
         self.changed.subscribe()
     }
 
-    /// The addresses of the pods whose rules stand.
-    pub fn captured(&self) -> watch::Receiver<BTreeSet<IpAddr>> {
+    /// All pods that there are at the agent's start have an entry.
+    pub fn begin(&self) {
+        self.begun.store(true, Ordering::Relaxed);
+        self.publish(&self.entries.lock());
+    }
+
+    /// The addresses of the pods whose rules stand or may stand; nothing before they are known.
+    pub fn captured(&self) -> watch::Receiver<Option<BTreeSet<IpAddr>>> {
         self.captured.subscribe()
     }
 
@@ -183,12 +193,12 @@ impl Board {
     fn publish(&self, entries: &BTreeMap<Str, Entry>) {
         let mut captured = BTreeSet::new();
         let mut counts =
-            BTreeMap::from([Condition::Open, Condition::Closed, Condition::Captured, Condition::Leaving].map(|one| (name(one), 0)));
+            BTreeMap::from([Condition::Unknown, Condition::Open, Condition::Closed, Condition::Captured, Condition::Leaving].map(|one| (name(one), 0)));
         let mut left = 0;
         for entry in entries.values() {
             *counts.entry(name(entry.condition)).or_default() += 1;
             left += entry.left;
-            if matches!(entry.condition, Condition::Captured | Condition::Closed) {
+            if matches!(entry.condition, Condition::Captured | Condition::Closed | Condition::Unknown) {
                 captured.extend(&entry.ips);
             }
         }
@@ -196,17 +206,21 @@ impl Board {
             self.metrics.pods.get_or_create(&PodState { state }).set(count);
         }
         self.metrics.connections_left.set(i64::try_from(left).unwrap_or(i64::MAX));
-        self.captured.send_if_modified(|before| {
-            let other = *before != captured;
-            *before = captured;
-            other
-        });
+        if self.begun.load(Ordering::Relaxed) {
+            self.captured.send_if_modified(|before| {
+                let captured = Some(captured);
+                let other = *before != captured;
+                *before = captured;
+                other
+            });
+        }
         self.changed.send_modify(|count| *count += 1);
     }
 }
 
 fn name(condition: Condition) -> &'static str {
     match condition {
+        Condition::Unknown => "unknown",
         Condition::Open => "open",
         Condition::Closed => "closed",
         Condition::Captured => "captured",
@@ -232,20 +246,21 @@ mod tests {
     fn exposed_time_is_counted_once_and_captured_addresses_are_told() {
         let (board, _notices) = Board::new();
         let captured = board.captured();
+        board.begin();
         let info = WorkloadInfo { name: "a".into(), namespace: "n".into(), service_account: "s".into() };
         let (uid, ips) = (Str::from("u"), ["10.0.0.1".parse().expect("an address")]);
         let before = Instant::now().checked_sub(Duration::from_secs(100)).expect("the machine is up that long");
         board.set(&uid, &info, &ips, Condition::Open, Some(before));
         board.page().expect("a page");
         board.set(&uid, &info, &ips, Condition::Open, Some(before));
-        assert!(captured.borrow().is_empty());
+        assert!(captured.borrow().as_ref().is_some_and(BTreeSet::is_empty));
         board.set(&uid, &info, &ips, Condition::Captured, None);
         let counted = board.metrics.uncaptured_seconds.get();
         assert!((100.0..110.0).contains(&counted), "{counted}");
-        assert_eq!(captured.borrow().len(), 1);
+        assert_eq!(captured.borrow().as_ref().map(BTreeSet::len), Some(1));
         assert!(board.page().expect("a page").contains("warren_agent_pods{state=\"captured\"} 1"));
         board.remove("u");
-        assert!(captured.borrow().is_empty());
+        assert!(captured.borrow().as_ref().is_some_and(BTreeSet::is_empty));
         assert_eq!(board.metrics.uncaptured_seconds.get().to_bits(), counted.to_bits(), "nothing more");
     }
 }

@@ -110,11 +110,13 @@ async fn ended_early(plugin: Option<tokio::task::JoinHandle<Result<()>>>) -> Err
 }
 
 /// Lets probes through to the pods that are captured.
-async fn keep_probes(probes: ProbeTable, mut captured: watch::Receiver<BTreeSet<IpAddr>>) {
+async fn keep_probes(probes: ProbeTable, mut captured: watch::Receiver<Option<BTreeSet<IpAddr>>>) {
     let follow = async {
         loop {
             let pods = captured.borrow_and_update().clone();
-            if let Err(error) = probes.set(pods).await {
+            if let Some(pods) = pods
+                && let Err(error) = probes.set(pods).await
+            {
                 // It is tried again, and said, by those who keep the rules.
                 tracing::debug!(%error, "kubelet's probes may not reach all pods yet");
             }

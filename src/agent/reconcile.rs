@@ -129,7 +129,9 @@ impl<R: Redirect + 'static> Reconciler<R> {
             if let Some(pod) = tracked.task.register() {
                 self.proxies.register(pod);
             }
+            tracked.show(&self.board);
         }
+        self.board.begin();
     }
 
     /// Works until a drain starts.

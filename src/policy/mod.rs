@@ -133,9 +133,20 @@ pub fn explain(mesh: &Mesh, workload: &Workload, connection: &Connection<'_>) ->
     } else if let Some(key) = matching(false, Action::Allow).into_iter().next() {
         Verdict::Allowed { by: Some(key) }
     } else {
-        Verdict::Denied { reason: "allow policies exist, but none allowed".to_owned(), policy: None }
+        let names = policies.iter().filter(|(_, policy)| !policy.dry_run && policy.action == Action::Allow).map(|(key, _)| (*key).clone());
+        Verdict::Denied { reason: none_allowed(names.collect()), policy: None }
     };
     Explanation { verdict, dry_run, applied: policies.into_iter().map(|(key, _)| key.clone()).collect(), missing }
+}
+
+/// How many policies a refusal names: operators look for theirs, and log lines are bounded.
+const NAMED: usize = 4;
+
+fn none_allowed(mut policies: Vec<Str>) -> String {
+    let more = policies.len().saturating_sub(NAMED);
+    policies.truncate(NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("allow policies exist, but none allowed: {}{more}", policies.join(", "))
 }
 
 fn policies_of<'a>(mesh: &'a Mesh, workload: &'a Workload, missing: &mut Vec<Str>) -> Vec<(&'a Str, &'a Arc<Policy>)> {

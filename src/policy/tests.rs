@@ -135,11 +135,20 @@ fn deny_goes_before_allow_and_dry_runs_decide_nothing() {
     };
     let allowed = |by: Option<&str>| Verdict::Allowed { by: by.map(Str::from) };
     let denied = |policy: &str| Verdict::Denied { reason: format!("explicitly denied by: {policy}"), policy: Some(Str::from(policy)) };
-    let none_allowed = || Verdict::Denied { reason: "allow policies exist, but none allowed".to_owned(), policy: None };
+    let none_allowed = |names: &str| Verdict::Denied {
+        reason: format!("allow policies exist, but none allowed: {names}"),
+        policy: None,
+    };
     let cases = [
         ("no policy", vec![], allowed(None), vec![]),
         ("deny without rules", vec![policy("d", Action::Deny, never())], allowed(None), vec![]),
-        ("allow without rules", vec![policy("a", Action::Allow, never())], none_allowed(), vec![]),
+        ("allow without rules", vec![policy("a", Action::Allow, never())], none_allowed("shop/a"), vec![]),
+        (
+            "many that allow nothing",
+            ["a", "b", "c", "d", "e", "f"].map(|name| policy(name, Action::Allow, never())).into(),
+            none_allowed("shop/a, shop/b, shop/c, shop/d and 2 more"),
+            vec![],
+        ),
         ("allow", vec![policy("a", Action::Allow, never()), policy("b", Action::Allow, always())], allowed(Some("shop/b")), vec![]),
         ("both match", vec![policy("a", Action::Allow, always()), policy("d", Action::Deny, always())], denied("shop/d"), vec![]),
         ("the first of two", vec![policy("e", Action::Deny, always()), policy("d", Action::Deny, always())], denied("shop/d"), vec![]),
@@ -148,7 +157,7 @@ fn deny_goes_before_allow_and_dry_runs_decide_nothing() {
         (
             "allow in dry run beside an enforced one",
             vec![dry(policy("a", Action::Allow, always())), policy("b", Action::Allow, never())],
-            none_allowed(),
+            none_allowed("shop/b"),
             vec![DryRun::WouldAllow(Str::from("shop/a"))],
         ),
     ];

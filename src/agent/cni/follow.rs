@@ -72,25 +72,26 @@ pub(super) async fn keep_installed(mut installer: Installer, report: Report, mut
     }
 }
 
-/// Writes each state to `bin_dir`, until a drain starts.
+/// Writes each state to `bin_dir` until a drain starts; then the last one, which has to serve until there is another agent.
 pub(super) async fn keep_state(bin_dir: PathBuf, mut state: watch::Receiver<NodeState>, mut drain: Watch) {
     let path = bin_dir.join(outside::FILE);
     let mut written: Option<NodeState> = None;
     if !state.borrow().outside.is_empty() {
         state.mark_changed();
     }
-    loop {
-        let open = tokio::select! {
-            _ = drain.started() => return,
-            changed = state.changed() => changed.is_ok(),
-        };
-        if !open {
+    let mut ending = false;
+    while !ending {
+        tokio::select! {
+            _ = drain.started() => ending = true,
+            changed = state.changed() => ending = changed.is_err(),
+        }
+        if ending && !state.has_changed().unwrap_or(false) {
             return;
         }
         let grows_only = written.as_ref().is_some_and(|written| written.outside.is_subset(&state.borrow().outside));
-        if grows_only {
+        if grows_only && !ending {
             tokio::select! {
-                _ = drain.started() => return,
+                _ = drain.started() => ending = true,
                 () = tokio::time::sleep(GATHER) => {}
             }
         }
@@ -103,7 +104,7 @@ pub(super) async fn keep_state(bin_dir: PathBuf, mut state: watch::Receiver<Node
             Err(error) => {
                 tracing::warn!(%error, "cannot write down which namespaces are outside of the mesh, will try again");
                 tokio::select! {
-                    _ = drain.started() => return,
+                    _ = drain.started() => ending = true,
                     () = tokio::time::sleep(POLL) => state.mark_changed(),
                 }
             }
@@ -203,7 +204,9 @@ mod tests {
             sender.send(state.clone()).expect("followed");
             until("it is written", || Outside::read(&path).is_ok_and(|read| read == state)).await;
         }
+        sender.send(names(&["d"])).expect("followed");
         assert!(trigger.drain(Duration::from_secs(5)).await, "the drain ends it");
         keeper.await.expect("ends by itself");
+        assert_eq!(Outside::read(&path).expect("written"), names(&["d"]), "the last one serves until there is another agent");
     }
 }

@@ -119,7 +119,8 @@ fn wanted(store: &Store, entries: &BTreeMap<Str, Entry>, all_leave: bool) -> Vec
             Some(Condition::Closed) => Some("pending"),
             Some(Condition::Captured) => Some("enabled"),
             Some(Condition::Open | Condition::Leaving) => None,
-            // It was not looked at yet.
+            // It was not looked at yet, or is being repaired.
+            Some(Condition::Unknown) => is,
             None if ambient && !all_leave => is,
             None => None,
         };
@@ -208,7 +209,7 @@ mod tests {
 
     #[test]
     fn the_annotation_says_what_is_and_nothing_before_that_is_known() {
-        use Condition::{Captured, Closed, Leaving, Open};
+        use Condition::{Captured, Closed, Leaving, Open, Unknown};
         let (none, enabled, pending) = (Value::Null, json!("enabled"), json!("pending"));
         let value = |text: &str| Some(Some(text.to_owned()));
         let cases = [
@@ -218,6 +219,7 @@ mod tests {
             ("served by then", "ambient", &pending, Some(Captured), false, value("enabled")),
             ("closed for a while: peers must not turn to plaintext", "ambient", &enabled, Some(Closed), false, None),
             ("not captured any more", "ambient", &enabled, Some(Open), false, Some(None)),
+            ("known to the reconciler, not looked at yet", "ambient", &enabled, Some(Unknown), false, None),
             ("leaves", "none", &enabled, Some(Leaving), false, Some(None)),
             ("not looked at yet", "ambient", &enabled, None, false, None),
             ("of an earlier life", "none", &enabled, None, false, Some(None)),

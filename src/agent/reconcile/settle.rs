@@ -27,6 +27,7 @@ impl<R: Redirect + 'static> Reconciler<R> {
         let (name, now) = (task.name(), Instant::now());
         // As it was until now: what the step has found may end it.
         let exposed = tracked.exposed();
+        tracked.looked = true;
         tracked.busy = false;
         let is_as_wanted = tracked.task.finish(task);
         let audit = now + self.settings.audit.mul_f64(rand::rng().random_range(0.8..1.2));
@@ -48,7 +49,7 @@ impl<R: Redirect + 'static> Reconciler<R> {
             }
             Outcome::NoProxy => {
                 line = match tracked.condition() {
-                    Some(Condition::Open) => "not enrolled yet: no proxy is connected to this agent",
+                    Some(Condition::Open | Condition::Unknown) => "not enrolled yet: no proxy is connected to this agent",
                     _ => "enrolled, but no proxy is connected to this agent; one that runs goes on serving",
                 };
                 (tracked.due, tracked.failures) = (audit, 0);

@@ -26,6 +26,8 @@ pub(super) struct Tracked {
     pub(super) task: Task,
     /// A step is being taken.
     pub(super) busy: bool,
+    /// A step has been taken.
+    pub(super) looked: bool,
     pub(super) due: Instant,
     pub(super) failures: u32,
     /// What the proxy said when it was last looked at.
@@ -48,6 +50,7 @@ impl Tracked {
         Self {
             task: Task::new(pod, given),
             busy: false,
+            looked: false,
             due: Instant::now(),
             failures: 0,
             seen: Served::Unknown,
@@ -103,7 +106,8 @@ impl Tracked {
         match (wanted.pod.ambient, known.state) {
             (true, Some(State::Redirecting)) if known.served => Some(Condition::Captured),
             (true, Some(State::Redirecting)) => Some(Condition::Closed),
-            (true, _) => Some(Condition::Open),
+            (true, None | Some(State::Outdated)) => Some(Condition::Unknown),
+            (true, Some(State::Absent | State::Holding)) => Some(Condition::Open),
             (false, Some(State::Redirecting | State::Outdated | State::Holding)) => Some(Condition::Leaving),
             (false, _) => None,
         }
@@ -111,7 +115,7 @@ impl Tracked {
 
     /// Since when it runs without being captured: not before it was to be, nor before all was well, nor before it ran.
     pub(super) fn exposed(&self) -> Option<Instant> {
-        if self.condition() != Some(Condition::Open) {
+        if !self.looked || !matches!(self.condition(), Some(Condition::Open | Condition::Unknown)) {
             return None;
         }
         let running = self.task.wanted.pod.running_since?;

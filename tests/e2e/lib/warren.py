@@ -90,12 +90,14 @@ class Warren:
         uid = pod["metadata"]["uid"]
         text = self.cluster.script(pod["spec"]["nodeName"], f"grep -l -E 'pod({uid}|{uid.replace('-', '_')})' /proc/[0-9]*/cgroup 2>/dev/null | cut -d/ -f3 | "
                                    "while read p; do echo $p $(tr '\\0' ' ' </proc/$p/cmdline); done")
-        return [int(l.split()[0]) for l in text.splitlines() if len(l.split()) > 1 and not l.split()[1].endswith("/pause")]
+        return sorted(int(l.split()[0]) for l in text.splitlines() if len(l.split()) > 1 and not l.split()[1].endswith("/pause"))
 
     def kill(self, role, node, signal="KILL"):
-        """Kills the processes of a role on a node from outside, as the kernel would."""
+        """Kills a role's process on a node from outside, as the kernel would: of a supervised proxy the one that works, which is also the largest."""
         pids = self.pids(self.pod(role, node))
         check(pids, f"the {role} on {node} has no process")
+        if role == "proxy":
+            pids = pids[1:] or pids
         self.cluster.script(node, f"kill -{signal} {' '.join(map(str, pids))} 2>/dev/null; true")
 
     def memory(self, pod):

@@ -24,22 +24,26 @@ def tell(world):
     with world.namespace("e2e-absent", ambient=True) as ns, world.namespace("e2e-absent-plain") as plain:
         kube.create(*(apps.server(ns, f"server-{n}", n) for n in nodes))
         servers = dict(zip(nodes, warren.captured(*kube.ready(*(f"{ns}/server-{n}" for n in nodes)))))
-        for way, remove in ways.items():
-            remove()
-            node = absent(world)
-            other = nodes[1 - nodes.index(node)]
-            with world.cluster.wire() as c:
-                kube.create(apps.first(ns, way, node, address(servers[other]), patience=60000), apps.client(plain, way, node))
-                reasons[way] = wait(f"{way}: an Event with the reason", lambda: reason(kube, ns, way), 40)
-                check(kube.pod(f"{ns}/{way}")["status"]["phase"] == "Pending", f"{way}: the pod started without an agent")
-                kube.ready(f"{plain}/{way}", seconds=40)
-                said = world.talk(servers[node], address(servers[other])) or world.talk(servers[other], address(servers[node]))
-                check(not said, f"{way}: a captured pod lost its connections with the agent: {said}")
-                warren.upgrade()
-                warren.healthy(120)
-                ended = kube.ended(f"{ns}/{way}", seconds=90)
-                check(ended["status"]["phase"] == "Succeeded", f"{way}: the pod that waited got no answer: {kube.logs(ended)}")
-            check(not c.seen.readable(), f"{way}: {len(c.seen.readable())} packets in clear")
+        try:
+            for way, remove in ways.items():
+                remove()
+                node = absent(world)
+                other = nodes[1 - nodes.index(node)]
+                with world.cluster.wire() as c:
+                    kube.create(apps.first(ns, way, node, address(servers[other]), patience=60000), apps.client(plain, way, node))
+                    reasons[way] = wait(f"{way}: an Event with the reason", lambda: reason(kube, ns, way), 40)
+                    check(kube.pod(f"{ns}/{way}")["status"]["phase"] == "Pending", f"{way}: the pod started without an agent")
+                    kube.ready(f"{plain}/{way}", seconds=40)
+                    said = world.talk(servers[node], address(servers[other])) or world.talk(servers[other], address(servers[node]))
+                    check(not said, f"{way}: a captured pod lost its connections with the agent: {said}")
+                    warren.upgrade()
+                    warren.healthy(120)
+                    ended = kube.ended(f"{ns}/{way}", seconds=90)
+                    check(ended["status"]["phase"] == "Succeeded", f"{way}: the pod that waited got no answer: {kube.logs(ended)}")
+                check(not c.seen.readable(), f"{way}: {len(c.seen.readable())} packets in clear")
+        except BaseException:
+            warren.upgrade()  # what follows needs its agent
+            raise
     return f"{', '.join(ways)}: the pod waits, starts when the agent is back, never in clear; its Event: {reasons['crash'][:150]}"
 
 
