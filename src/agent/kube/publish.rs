@@ -112,7 +112,8 @@ async fn annotate(client: &Client, pods: &Pods, board: &Board, mut drain: Watch)
 
 /// The annotations that are not as they must be.
 fn wanted(store: &Store, entries: &BTreeMap<Str, Entry>, all_leave: bool) -> Vec<Write> {
-    let writes = store.records().filter_map(|Told { uid, info, is, ambient }| {
+    // Of a pod whose namespace is not known yet nothing is known.
+    let writes = store.records().filter(|_| store.is_synced()).filter_map(|Told { uid, info, is, ambient }| {
         let value = match entries.get(uid).map(|entry| entry.condition) {
             // What another agent saw served is closed now, not open: peers must not fall back to plaintext.
             Some(Condition::Closed) if is == Some("enabled") => Some("enabled"),
@@ -196,9 +197,15 @@ mod tests {
         let mut store = Store::new(Rules::default());
         let metadata = json!({"uid": "u", "name": "a", "namespace": "n", "labels": {MODE: mode}, "annotations": {REDIRECTION: is}});
         let metadata = if is.is_null() { json!({"uid": "u", "name": "a", "namespace": "n", "labels": {MODE: mode}}) } else { metadata };
-        let apply = kube::runtime::watcher::Event::Apply;
-        store.pod_event(apply(from_value(json!({"metadata": metadata})).expect("a pod")));
-        store.namespace_event(kube::runtime::watcher::Event::Apply(from_value(json!({"metadata": {"name": "n"}})).expect("a namespace")));
+        use kube::runtime::watcher::Event::{Init, InitApply, InitDone};
+        for event in [Init, InitApply(from_value(json!({"metadata": metadata})).expect("a pod")), InitDone] {
+            store.pod_event(event);
+        }
+        let (none, _notices) = Board::new();
+        assert!(wanted(&store, &none.entries(), all_leave).is_empty(), "nothing before its namespace is known");
+        for event in [Init, InitApply(from_value(json!({"metadata": {"name": "n"}})).expect("a namespace")), InitDone] {
+            store.namespace_event(event);
+        }
         let (board, _notices) = Board::new();
         let info = WorkloadInfo { name: "a".into(), namespace: "n".into(), service_account: "s".into() };
         if let Some(condition) = condition {
