@@ -192,8 +192,9 @@ impl Board {
 
     fn publish(&self, entries: &BTreeMap<Str, Entry>) {
         let mut captured = BTreeSet::new();
-        let mut counts =
-            BTreeMap::from([Condition::Unknown, Condition::Open, Condition::Closed, Condition::Captured, Condition::Leaving].map(|one| (name(one), 0)));
+        let mut counts = BTreeMap::from(
+            [Condition::Unknown, Condition::Open, Condition::Closed, Condition::Captured, Condition::Leaving].map(|one| (name(one), 0)),
+        );
         let mut left = 0;
         for entry in entries.values() {
             *counts.entry(name(entry.condition)).or_default() += 1;

@@ -1,10 +1,15 @@
-//! What ends a role: SIGTERM, SIGINT, or a request.
+//! What ends a role: SIGTERM, SIGINT, or a request; and what is done until then.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::base::{Error, Result, code};
+use crate::net::memory;
+
+/// How often a role gives back what it does not need any more.
+const REST: Duration = Duration::from_secs(20);
 
 /// The signals that end a process.
 pub(super) struct Signals {
@@ -27,6 +32,7 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+            never = rest() => match never {},
         }
     }
 
@@ -38,6 +44,16 @@ impl Signals {
                 tracing::warn!("second interrupt: ending without drain");
                 ExitCode::from(130)
             }
+        }
+    }
+}
+
+async fn rest() -> std::convert::Infallible {
+    let mut pause = tokio::time::interval_at(tokio::time::Instant::now() + REST, REST);
+    loop {
+        pause.tick().await;
+        if let Err(error) = memory::release_text() {
+            tracing::debug!(%error, "the program's text stays in memory");
         }
     }
 }

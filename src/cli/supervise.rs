@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 use crate::base::{Error, Result, code};
 use crate::config::env;
 use crate::demo::sandbox::PARENT;
+use crate::net::memory;
 
 /// A role that fails sooner after its start cannot be started: that is for the container runtime to show.
 const START: Duration = Duration::from_secs(10);
@@ -40,6 +41,8 @@ pub(super) fn run(arguments: &[OsString]) -> Result<ExitCode> {
     loop {
         let started = Instant::now();
         let child = start(arguments)?;
+        // It has little to do until that one ends.
+        let _ = memory::release_text();
         let (ended, asked) = watch(&signals, child).map_err(failed)?;
         let status = match decide(ended, asked, started.elapsed()) {
             Next::End(status) => status,

@@ -135,10 +135,7 @@ fn deny_goes_before_allow_and_dry_runs_decide_nothing() {
     };
     let allowed = |by: Option<&str>| Verdict::Allowed { by: by.map(Str::from) };
     let denied = |policy: &str| Verdict::Denied { reason: format!("explicitly denied by: {policy}"), policy: Some(Str::from(policy)) };
-    let none_allowed = |names: &str| Verdict::Denied {
-        reason: format!("allow policies exist, but none allowed: {names}"),
-        policy: None,
-    };
+    let none_allowed = |names: &str| Verdict::Denied { reason: format!("allow policies exist, but none allowed: {names}"), policy: None };
     let cases = [
         ("no policy", vec![], allowed(None), vec![]),
         ("deny without rules", vec![policy("d", Action::Deny, never())], allowed(None), vec![]),
