@@ -1,6 +1,4 @@
 """Warren on the cluster: installation as a user does it, and what an operator looks at."""
-import os
-
 from . import build
 from .kube import address, captured, is_ready
 from .shell import Failed, check, run, wait
@@ -8,7 +6,6 @@ from .shell import Failed, check, run, wait
 NAMESPACE, RELEASE = "warren-system", "warren"
 CHART = build.TOP + "/deploy/helm/warren"
 PARTS = ("deployment/warren-control", "daemonset/warren-agent", "daemonset/warren-proxy")
-TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Warren:
@@ -107,8 +104,8 @@ class Warren:
 
     def cpu(self, pod):
         """Seconds of processor time so far."""
-        text = self.cluster.script(pod["spec"]["nodeName"], "cat " + " ".join(f"/proc/{p}/stat" for p in self.pids(pod)))
-        return sum(sum(map(int, l.rpartition(")")[2].split()[11:13])) for l in text.splitlines()) / TICK
+        text = self.cluster.script(pod["spec"]["nodeName"], "cat " + " ".join(f"/proc/{p}/task/*/schedstat" for p in self.pids(pod)), check=False)
+        return sum(int(l.split()[0]) for l in text.splitlines()) / 1e9
 
     # ---- enrolment as seen from the API ----
 
