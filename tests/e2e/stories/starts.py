@@ -18,7 +18,7 @@ def tell(world):
             burst = measure.starts(world, ns, 20, 20, prefix="burst", target=ip)
             kube.create(*(apps.pod(ns, f"load-{i}", "sh", "-c", "while :; do :; done", node=world.node_a) for i in range(2)))
             kube.ready(f"{ns}/load-0", f"{ns}/load-1")
-            busy = measure.starts(world, ns, 200, 5, prefix="busy", target=ip)
+            busy = measure.starts(world, ns, 200, 10, prefix="busy", target=ip)
         seen, all_of_them = c.seen.between(ip), quiet + burst + busy
         failed = [r for r in all_of_them if not r["ok"]]
         check(not seen.readable(), f"{len(seen.readable())} packets in clear")
