@@ -3,13 +3,18 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::base::{Error, Result, code};
 use crate::net::memory;
 
-/// How often a role gives back what it does not need any more.
+/// How often a role looks whether it has been idle.
 const REST: Duration = Duration::from_secs(20);
+
+/// It has, when it took less processor time than this since the last look.
+const IDLE: Duration = Duration::from_millis(200);
 
 /// The signals that end a process.
 pub(super) struct Signals {
@@ -48,12 +53,29 @@ impl Signals {
     }
 }
 
+/// Gives memory back whenever there was hardly anything to do.
 async fn rest() -> std::convert::Infallible {
     let mut pause = tokio::time::interval_at(tokio::time::Instant::now() + REST, REST);
+    let mut before = used();
     loop {
         pause.tick().await;
-        if let Err(error) = memory::release_text() {
-            tracing::debug!(%error, "the program's text stays in memory");
+        let now = used();
+        if now.saturating_sub(before) < IDLE {
+            memory::release_heap();
+            if let Err(error) = memory::release_text() {
+                tracing::debug!(%error, "the program's text stays in memory");
+            }
         }
+        before = now;
     }
+}
+
+/// The process' processor time so far.
+fn used() -> Duration {
+    getrusage(UsageWho::RUSAGE_SELF).map_or(Duration::ZERO, |usage| {
+        [usage.user_time(), usage.system_time()]
+            .map(|time| Duration::from_micros(u64::try_from(time.num_microseconds()).unwrap_or(0)))
+            .iter()
+            .sum()
+    })
 }
