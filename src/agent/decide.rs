@@ -12,6 +12,8 @@ pub(super) struct View {
     pub(super) state: State,
     /// What the newest proxy says.
     pub(super) served: Served,
+    /// It was enrolled in this namespace before.
+    pub(super) enrolled: bool,
     /// None of its connections needs the proxy any more, or the time for that is over.
     pub(super) drained: bool,
 }
@@ -51,6 +53,9 @@ pub(super) enum Step {
 pub(super) fn decide(view: View) -> Step {
     match (view.wanted, view.state, view.served) {
         // Rules that are in force stay so while there is no proxy: traffic waits, it is not sent unprotected.
+        (true, State::Redirecting, Served::NoProxy) => Step::AwaitProxy,
+        // Nor is a pod opened by what has removed them, or that leaves and is wanted again.
+        (true, _, Served::NoProxy) if view.enrolled || view.state != State::Absent => Step::Redirect,
         (true, _, Served::NoProxy) => Step::AwaitProxy,
         (true, _, Served::No) => Step::Serve,
         (true, State::Redirecting, Served::Yes) => Step::Nothing,
@@ -74,6 +79,8 @@ mod tests {
             ("the proxy listens", true, Absent, Yes, Step::Redirect),
             ("enrolled", true, Redirecting, Yes, Step::Nothing),
             ("no proxy yet: nothing is redirected to nobody", true, Absent, NoProxy, Step::AwaitProxy),
+            ("wanted again while leaving, and no proxy", true, Holding, NoProxy, Step::Redirect),
+            ("rules of an older version, and no proxy", true, Outdated, NoProxy, Step::Redirect),
             ("the proxy is away: fail closed", true, Redirecting, NoProxy, Step::AwaitProxy),
             ("the agent or the proxy came back", true, Redirecting, No, Step::Serve),
             ("rules of an older version", true, Outdated, Yes, Step::Redirect),
@@ -85,9 +92,11 @@ mod tests {
             ("was never enrolled", false, Absent, No, Step::Remove),
         ];
         for (name, wanted, state, served, expected) in cases {
-            assert_eq!(decide(View { wanted, state, served, drained: false }), expected, "{name}");
+            assert_eq!(decide(View { wanted, state, served, enrolled: false, drained: false }), expected, "{name}");
         }
-        let finished = View { wanted: false, state: Holding, served: Yes, drained: true };
+        let flushed = View { wanted: true, state: Absent, served: NoProxy, enrolled: true, drained: false };
+        assert_eq!(decide(flushed), Step::Redirect, "somebody has removed the rules while there is no proxy");
+        let finished = View { wanted: false, state: Holding, served: Yes, enrolled: true, drained: true };
         assert_eq!(decide(finished), Step::Remove);
     }
 }

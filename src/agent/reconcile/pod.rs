@@ -56,6 +56,10 @@ pub(super) struct Known {
     enrolled: Option<NetNsId>,
     /// What was in force before the rules were put there.
     applied_over: Option<State>,
+    /// There may be connections from before the rules that were not reset.
+    unreset: bool,
+    /// What was to become of such connections when all was last as it must be.
+    existing: Option<Existing>,
     /// Open connections that are older than the enrolment.
     pub(super) left: usize,
     /// Since when no new connections are redirected.
@@ -97,6 +101,8 @@ pub(super) struct Enrolled {
     pub(super) applied: bool,
     /// It had found them there before.
     pub(super) again: bool,
+    /// It was looked at for the first time in this namespace.
+    pub(super) first: bool,
     /// Connections that are older and were reset.
     pub(super) ended: usize,
     /// Why they could not be.
@@ -190,7 +196,8 @@ impl Task {
             _ => decide::Served::No,
         };
         self.known.served |= served == decide::Served::Yes;
-        let view = View { wanted: self.wanted.pod.ambient, state, served, drained };
+        let enrolled = self.known.enrolled == Some(netns.id());
+        let view = View { wanted: self.wanted.pod.ambient, state, served, enrolled, drained };
         self.take(decide(view), view, &netns, tools).await
     }
 
@@ -222,6 +229,8 @@ impl Task {
                 self.known.held = None;
                 tools.redirect.apply(netns).await?;
                 self.known.applied_over = Some(view.state);
+                // Rules that were of an older version had redirected all that is open.
+                self.known.unreset |= view.state != State::Outdated;
                 // The kernel is asked again whether it is so; only then the pod is said to be enrolled.
                 Outcome::Step("")
             }
@@ -243,17 +252,27 @@ impl Task {
     async fn enrolled(&mut self, netns: &NetNs, options: Options) -> Enrolled {
         let applied_over = self.known.applied_over.take();
         let before = self.known.enrolled.replace(netns.id());
-        let mut enrolled = Enrolled { applied: applied_over.is_some(), again: before == Some(netns.id()), ..Enrolled::default() };
-        let look = applied_over.is_some() || before.is_none() || self.known.left > 0;
+        let mut enrolled = Enrolled {
+            applied: applied_over.is_some(),
+            first: before.is_none(),
+            again: before == Some(netns.id()),
+            ..Enrolled::default()
+        };
+        let existing = self.wanted.pod.existing;
+        // Not at the first look of an agent that has found all in order: its predecessor has done it.
+        let reset = existing == Existing::Reset && (self.known.unreset || self.known.existing == Some(Existing::Keep));
+        let look = enrolled.applied || enrolled.first || reset || self.known.left > 0;
         if !look {
             return enrolled;
         }
-        // Rules that were of an older version had redirected all that is open.
-        if self.wanted.pod.existing == Existing::Reset && applied_over.is_some_and(|state| state != State::Outdated) {
+        if reset {
             match existing::reset(netns, options).await {
-                Ok(ended) => enrolled.ended = ended,
+                Ok(ended) => (enrolled.ended, self.known.unreset) = (ended, false),
                 Err(error) => enrolled.kept = Some(error),
             }
+        }
+        if enrolled.kept.is_none() {
+            self.known.existing = Some(existing);
         }
         match existing::count(netns, options).await {
             Ok(left) => self.known.left = left,

@@ -98,7 +98,7 @@ impl<R: Redirect + 'static> Reconciler<R> {
 
 /// Tells a pod's owner what was done until all was as it must be.
 fn tell(tracked: &Tracked, board: &Board, enrolled: Enrolled) {
-    let Enrolled { applied, again, ended, kept } = enrolled;
+    let Enrolled { applied, first, again, ended, kept } = enrolled;
     let (uid, name, left) = (tracked.task.uid(), tracked.task.name(), tracked.task.known.left);
     if applied && again {
         board.metrics.repairs.inc();
@@ -115,7 +115,7 @@ fn tell(tracked: &Tracked, board: &Board, enrolled: Enrolled) {
     if let Some(error) = kept {
         tracing::warn!(%uid, pod = %name, %error, "connections older than the enrolment could not be reset");
     }
-    if left > 0 && applied {
+    if left > 0 && (applied || first) {
         tracing::warn!(%uid, pod = %name, connections = left, "connections older than the enrolment go on outside of the mesh");
         let text = format!(
             "{left} connections are older than the enrolment and go on outside of the mesh until they end. The annotation \
