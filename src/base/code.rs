@@ -70,12 +70,12 @@ macro_rules! codes {
 codes! {
     INTERNAL "W0001" Warren false "CONNECT" "internal error" "This is a defect. Report it with the log lines around it.";
     BAD_SETTING "W0002" Configuration false "-" "a setting has an unusable value" "Correct the named environment variable or flag; docs/configuration.md lists what each accepts.";
-    NO_PERMISSION "W0003" Node false "-" "the kernel refused a privileged operation" "Give the container the capabilities listed in docs/operating.md (NET_ADMIN, SYS_ADMIN), or run `warren demo`, which needs none.";
+    NO_PERMISSION "W0003" Node false "-" "the kernel refused a privileged operation" "Give the container the capabilities listed in docs/operating.md (NET_ADMIN, SYS_ADMIN; the agent also SYS_PTRACE and DAC_OVERRIDE), or run `warren demo`, which needs none.";
     BIND_FAILED "W0004" Node true "-" "a listener could not be bound" "Another process holds the port or socket (`ss -lxtnp` shows who), the address is not on this node, or this process may not open it: the kernel's answer is in the text.";
     BAD_FILE "W0005" Configuration false "-" "a file could not be read or understood" "The text names the file and, if it could be read, line and column. What was in force stays in force.";
     NOT_READY "W0006" ControlPlane true "-" "not ready yet" "The readiness endpoint lists what is waited for.";
     DRAINED "W0007" Node true "CONNECT" "closed because this proxy is shutting down" "Expected during an upgrade. Raise the termination grace period if connections need longer.";
-    UNINSTALL "W0010" Node true "-" "Warren could not be taken out of the cluster" "The text names what is left. Mend or remove the node and uninstall again, or go on without waiting: `helm uninstall --no-hooks`, and `warren purge` on the node.";
+    UNINSTALL "W0010" Node true "-" "Warren could not be taken out of the cluster" "The text names what is left. Mend or remove the node and uninstall again, or go on without waiting: `helm uninstall RELEASE -n NAMESPACE --no-hooks`, and at once `/opt/cni/bin/warren purge` on the nodes it names, whose pods have no connections until then.";
 
     CONNECT_TIMEOUT "W1001" Destination true "CONNECT" "no answer to a TCP connect" "The address is silent: the pod is gone, its node is down, or a NetworkPolicy drops the packets.";
     DESTINATION_REFUSED "W1002" Destination true "CONNECT" "the destination refused the connection" "Nothing listens on that port. Check the application and the Service's targetPort.";

@@ -149,7 +149,8 @@ pub fn invalid(variable: &Variable, value: &str, reason: impl std::fmt::Display)
 /// The reference page, Markdown.
 pub fn reference_page() -> String {
     let mut page = String::from(
-        "# Settings of `warren proxy`\n\nAll settings are environment variables; flags and arguments are ignored for compatibility (`proxy ztunnel`).\n\
+        "# Settings of `warren proxy`\n\nAll settings are environment variables; the only flag is `--supervise`. Other arguments are ignored for compatibility (`proxy ztunnel`).\n\
+         The flags of the other roles: `warren agent --help`, `warren control --help`.\n\
          Booleans are `true` or `false`; durations carry units (`300s`, `5m`, `1h30m`). An unusable value stops the start with code W0002.\n\n\
          | variable | default | meaning |\n|---|---|---|\n",
     );

@@ -342,6 +342,26 @@ fn connections_that_are_older_are_counted_and_reset_when_that_is_asked_for() {
 }
 
 #[test]
+fn connections_that_were_kept_are_reset_once_that_is_asked_for() {
+    both_families(|world| {
+        let server = listen(&world.host, 8080);
+        let mut out = connect(&world.pod, world.family.host, 8080, Dial::default());
+        let mut out_end = accept(&server).stream;
+        let inside = Process::inside(&world.pod);
+        let running = Pod { running_since: Some(SystemTime::now()), ..pod(world, true) };
+        let node = Node::with(world, vec![running.clone()], true, |proc| process(proc, 7, &inside.real(), &cgroup(UID), 7));
+        node.until("counted", || node.board.entries().get(UID).is_some_and(|entry| entry.left == 1));
+        talk(&mut out, &mut out_end);
+        node.list(vec![Pod { existing: Existing::Reset, ..running }]);
+        node.until("reset", || node.board.metrics.connections_reset.get() == 1);
+        assert!(!matches!(out.read(&mut [0; 4]), Ok(1..)), "nothing comes any more");
+        node.until("none is left", || node.board.entries().get(UID).is_some_and(|entry| entry.left == 0));
+        node.end();
+        world.until(State::Absent);
+    });
+}
+
+#[test]
 fn the_time_without_capture_is_told() {
     both_families(|world| {
         let since = SystemTime::now().checked_sub(Duration::from_secs(50)).expect("after 1970");
