@@ -43,11 +43,13 @@ def requests(world):
                 continue
             resource = o["resource"] + ("/" + o["subresource"] if o.get("subresource") else "")
             what = (e["verb"], o.get("apiGroup", ""), resource, o.get("namespace", ""), o.get("name", ""))
-            if e.get("responseStatus", {}).get("code") == 403:
-                refused.add(f"{account}: " + " ".join(filter(None, what)))
+            status = e.get("responseStatus", {})
+            # Nothing can be made in a namespace that is on its way out; that is no matter of rights.
+            if status.get("code") == 403 and "being terminated" not in status.get("message", ""):
+                refused.add(f"{account}: " + " ".join(filter(None, what)) + f" ({status.get('message', '')})")
             else:
                 used.setdefault(account, set()).add(what)
-                if what[0] == "patch" and e.get("responseStatus", {}).get("code") == 201:
+                if what[0] == "patch" and status.get("code") == 201:
                     used[account].add(("create", *what[1:]))  # applied where nothing was: the API server asks for both rights
     return used, refused
 
