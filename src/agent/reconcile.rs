@@ -264,7 +264,7 @@ impl<R: Redirect + 'static> Reconciler<R> {
                 self.handed.retain(|_, given| !is(given));
                 for tracked in self.pods.values_mut() {
                     if tracked.task.wanted.given.take_if(|given| is(given)).is_some() {
-                        tracked.soon();
+                        tracked.sandbox_ended();
                     }
                 }
             }

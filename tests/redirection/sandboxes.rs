@@ -362,6 +362,22 @@ fn connections_that_were_kept_are_reset_once_that_is_asked_for() {
 }
 
 #[test]
+fn a_pod_whose_sandbox_has_ended_was_captured_until_then() {
+    both_families(|world| {
+        let since = SystemTime::now().checked_sub(Duration::from_secs(50)).expect("after 1970");
+        let node = Node::new(world, vec![Pod { running_since: Some(since), ..pod(world, true) }]);
+        assert_eq!(node.add("container", &world.pod, LIMIT).expect("enrolled"), Verdict::Enrolled);
+        let entry = || node.board.entries().get(UID).cloned();
+        node.until("captured", || entry().is_some_and(|entry| entry.condition == Condition::Captured));
+        let ends = Instant::now();
+        world.wait(node.front.del(UID, "container"));
+        node.until("not captured", || entry().is_some_and(|entry| entry.condition != Condition::Captured));
+        assert!(entry().is_some_and(|entry| entry.exposed.is_none_or(|since| since >= ends)), "not since it was looked at last");
+        node.end();
+    });
+}
+
+#[test]
 fn the_time_without_capture_is_told() {
     both_families(|world| {
         let since = SystemTime::now().checked_sub(Duration::from_secs(50)).expect("after 1970");

@@ -80,6 +80,12 @@ impl Tracked {
         self.soon();
     }
 
+    /// Its sandbox is no more: until now it was as it was seen last.
+    pub(super) fn sandbox_ended(&mut self) {
+        self.good = self.good.map(|_| Instant::now());
+        self.soon();
+    }
+
     /// Answers all who wait.
     pub(super) fn answer(&mut self, verdict: impl Fn() -> Result<Verdict, Error>) {
         for waiter in self.waiters.drain(..) {
