@@ -13,8 +13,9 @@ use crate::agent::node::Node;
 use crate::agent::reconcile::Settings;
 use crate::agent::redirect::Options;
 use crate::agent::redirect::nft::Nft;
-use crate::agent::{self, Surroundings, cni, health, kube};
+use crate::agent::{self, Surroundings, cni, health};
 use crate::base::{Error, Result, code, drain};
+use crate::config::cluster;
 
 pub(super) const PROC: &str = "/proc";
 pub(super) const ZDS_SOCKET: &str = "/var/run/ztunnel/ztunnel.sock";
@@ -140,7 +141,7 @@ async fn on_kubernetes(name: String, zds_socket: PathBuf, args: Kubernetes, sett
     };
     let rules = Rules { excluded: BTreeSet::from_iter(exclude), existing: args.existing };
     let node = Node { name, namespace: args.namespace, rules, settings, zds_socket, host_proc: args.host_proc, cni, status };
-    node.run(kube::client().await?, drain).await
+    node.run(cluster::client().await?, drain).await
 }
 
 #[cfg(test)]

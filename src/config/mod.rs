@@ -1,5 +1,6 @@
 //! Settings and files → typed values.
 
+pub mod cluster;
 pub mod env;
 pub mod meshfile;
 pub mod settings;

@@ -2,46 +2,16 @@
 
 use std::fmt::Debug;
 use std::future;
-use std::time::Duration;
 
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use kube::api::Api;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as events};
-use kube::{Client, Config};
 use serde::de::DeserializeOwned;
 
-use crate::base::{Error, Result, code};
-
-/// To connect.
-const CONNECT_LIMIT: Duration = Duration::from_secs(3);
-
-/// Longest silence in an answer: longer than any watch is asked for.
-const SILENCE_LIMIT: Duration = Duration::from_secs(300);
-
-/// To send a request.
-const WRITE_LIMIT: Duration = Duration::from_secs(10);
-
-/// A watch is asked for again after this long, seconds: one that is silent for longer is broken.
-const WATCH_PERIOD: u32 = 60;
-
-/// A client of the cluster that `KUBECONFIG` or `~/.kube/config` names, else of the one whose pod this is. Nothing is
-/// sent yet.
-///
-/// # Errors
-/// BAD_SETTING: there is neither, or what there is cannot be used.
-pub(super) async fn connect() -> Result<Client> {
-    let mut config = Config::infer().await.map_err(|error| {
-        let text = "no Kubernetes: neither a kubeconfig (KUBECONFIG, ~/.kube/config) nor a pod's service account";
-        Error::caused(&code::BAD_SETTING, text, error)
-    })?;
-    config.connect_timeout = Some(CONNECT_LIMIT);
-    config.read_timeout = Some(SILENCE_LIMIT);
-    config.write_timeout = Some(WRITE_LIMIT);
-    let server = config.cluster_url.to_string();
-    Client::try_from(config).map_err(|error| Error::caused(&code::BAD_SETTING, format!("Kubernetes API at {server}"), error))
-}
+use crate::base::{Error, code};
+use crate::config::cluster::WATCH_PERIOD;
 
 /// What a failed call means. `what` says what was tried, such as `create tokenreviews`.
 pub(super) fn failed(what: &str, error: kube::Error) -> Error {

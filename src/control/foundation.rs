@@ -7,7 +7,6 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::api;
 use super::auth::Authenticator;
 use super::ca::Authority;
 use super::ca::secret::{Keeper, Trouble};
@@ -21,6 +20,7 @@ use super::source::{AnySource, Batch, Location, Source};
 use super::status::Writer;
 use super::tokens::Tokens;
 use crate::base::{Result, code, drain};
+use crate::config::cluster;
 
 /// Between two attempts to reach an API server that is needed for the start; doubled each time up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -87,7 +87,7 @@ impl Foundation {
 
     async fn on_cluster(settings: &Settings, index: &watch::Receiver<Arc<Index>>, report: Report<'_>) -> Result<(Self, AnySource, Batch)> {
         let cluster = settings.cluster.clone();
-        let client = api::connect().await?;
+        let client = cluster::client().await?;
         let mesh = Mesh { trust_domain: (&*cluster.trust_domain).into(), root_namespace: (&*cluster.namespace).into() };
         let status = Writer::new(client.clone(), &cluster.namespace);
         let mut source = AnySource::kubernetes(mesh, &client, &status.wishes());

@@ -22,7 +22,6 @@ use tokio::time::Instant;
 use super::discovery::{Discovery, Lookup, Pod};
 use crate::base::{Error, Result, code, deadline};
 use crate::telemetry::Readiness;
-pub use api::client;
 use api::failed;
 use object::Meta;
 pub use publish::publish;

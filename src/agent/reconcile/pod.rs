@@ -252,12 +252,8 @@ impl Task {
     async fn enrolled(&mut self, netns: &NetNs, options: Options) -> Enrolled {
         let applied_over = self.known.applied_over.take();
         let before = self.known.enrolled.replace(netns.id());
-        let mut enrolled = Enrolled {
-            applied: applied_over.is_some(),
-            first: before.is_none(),
-            again: before == Some(netns.id()),
-            ..Enrolled::default()
-        };
+        let mut enrolled =
+            Enrolled { applied: applied_over.is_some(), first: before.is_none(), again: before == Some(netns.id()), ..Enrolled::default() };
         let existing = self.wanted.pod.existing;
         // Not at the first look of an agent that has found all in order: its predecessor has done it.
         let reset = existing == Existing::Reset && (self.known.unreset || self.known.existing == Some(Existing::Keep));
