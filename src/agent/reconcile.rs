@@ -374,6 +374,10 @@ impl<R: Redirect + 'static> Reconciler<R> {
                 }
                 continue;
             };
+            if found.empty && tracked.task.wanted.pod.ambient {
+                // It is to be in the mesh again since the pass began.
+                continue;
+            }
             match &tracked.task.wanted.given {
                 // The one that is known is still there, or is too young for this pass to have seen its processes.
                 Some(given) if given.at >= started || found.netns.id() == given.netns.id() => continue,
@@ -396,12 +400,12 @@ const REMOVED: &str = "Warren is being removed from this node";
 
 fn handed(sandbox: &Sandbox) -> Given {
     let now = Instant::now();
-    Given { netns: sandbox.netns.clone(), sandbox: Some(sandbox.container_id.clone()), fresh: false, at: now, since: now }
+    Given { netns: sandbox.netns.clone(), sandbox: Some(sandbox.container_id.clone()), fresh: false, empty: false, at: now, since: now }
 }
 
 fn located(found: Located) -> Given {
     let now = Instant::now();
-    Given { netns: found.netns, sandbox: None, fresh: false, at: now, since: now.checked_sub(found.age).unwrap_or(now) }
+    Given { netns: found.netns, sandbox: None, fresh: false, empty: found.empty, at: now, since: now.checked_sub(found.age).unwrap_or(now) }
 }
 
 fn workers(tracked: &Tracked) -> usize {

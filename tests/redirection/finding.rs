@@ -12,12 +12,12 @@ use warren::agent::find::{Finder, Wanted};
 use warren::agent::probe::ProbeTable;
 use warren::agent::purge::purge;
 use warren::agent::redirect::nft::Nft;
-use warren::agent::redirect::{Options, State};
+use warren::agent::redirect::{Options, Redirect, State};
 use warren::net::NetNs;
 use warren::net::netns::NetNsId;
 
 use crate::sandboxes::{Node, Process, UID, cgroup, pod, process};
-use crate::world::{World, both_families};
+use crate::world::{Dial, World, accept, both_families, connect, listen};
 
 const OTHER: &str = "7c1d2e3f-0000-4c57-a1b2-0123456789ab";
 
@@ -196,6 +196,30 @@ fn a_pod_in_which_nothing_runs_is_left_when_the_agent_ends() {
         world.until(State::Redirecting);
         node.end();
         world.until(State::Absent);
+    });
+}
+
+#[test]
+fn a_pod_that_comes_back_is_not_served_where_no_process_runs() {
+    both_families(|world| {
+        world.enrol();
+        let proxy = listen(&world.pod, 15001);
+        let open = (connect(&world.pod, world.family.host, 8080, Dial::default()), accept(&proxy));
+        drop(proxy);
+        let node = Node::with(world, vec![left_behind(world)], true, |proc| pin(proc, &[&world.pod]));
+        world.until(State::Holding);
+        node.list(vec![Pod { marked: true, ..pod(world, true) }]);
+        let searches = node.board.metrics.searches.get();
+        node.until("it is looked for", || node.board.metrics.searches.get() > searches + 1);
+        assert_eq!(node.board.entries()[UID].condition, Condition::Unknown);
+        assert_eq!(world.wait(Nft::default().state(&world.pod)).expect("state"), State::Holding);
+        assert!(!node.served());
+
+        let inside = Process::inside(&world.pod);
+        process(&node.proc(), 8, &inside.real(), &cgroup(UID), 8);
+        world.until(State::Redirecting);
+        drop(open);
+        node.end();
     });
 }
 

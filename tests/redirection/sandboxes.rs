@@ -134,7 +134,7 @@ impl<'a> Node<'a> {
         self.world.wait(self.front.add(sandbox, limit))
     }
 
-    fn served(&self) -> bool {
+    pub(crate) fn served(&self) -> bool {
         !self.served.accounts().is_empty()
     }
 

@@ -63,6 +63,8 @@ pub struct Located {
     pub netns: NetNs,
     /// How long the pod's oldest process in it has run.
     pub age: Duration,
+    /// No process runs in it: its addresses are all that speaks for it, and it is good for leaving only.
+    pub empty: bool,
 }
 
 /// When the oldest process of a namespace started, and its id.
@@ -126,7 +128,7 @@ impl Finder {
                 let mut carriers = pinned.iter().filter_map(|(id, path)| open(path, *id).filter(|netns| carries(netns, &pod.ips)));
                 // Of two that carry the address nothing says which is the pod's.
                 if let (Some(netns), None) = (carriers.next(), carriers.next()) {
-                    found.insert(pod.uid.clone(), Located { netns, age: Duration::ZERO });
+                    found.insert(pod.uid.clone(), Located { netns, age: Duration::ZERO, empty: true });
                 }
             }
         }
@@ -192,7 +194,7 @@ impl Finder {
         known.chain(candidates.iter().take(MAX_CANDIDATES)).find_map(|((started, pid), id)| {
             // The process may be another one by now.
             let netns = open(&self.namespace_file(*pid), *id).filter(|netns| carries(netns, &pod.ips))?;
-            Some(Located { netns, age: age(*started) })
+            Some(Located { netns, age: age(*started), empty: false })
         })
     }
 

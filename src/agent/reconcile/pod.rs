@@ -39,6 +39,8 @@ pub(super) struct Given {
     pub(super) sandbox: Option<Str>,
     /// A CNI call waits for it: no application runs there yet.
     pub(super) fresh: bool,
+    /// No process was in it when it was found: it is left, but not served.
+    pub(super) empty: bool,
     pub(super) at: Instant,
     /// Since when something of the pod may run in it.
     pub(super) since: Instant,
@@ -119,6 +121,9 @@ impl Task {
     /// Takes what is wanted now; tells whether that is something else.
     pub(super) fn update(&mut self, pod: Pod) -> bool {
         let other = !self.wanted.pod.wants_the_same(&pod) || self.wanted.gone;
+        if pod.ambient {
+            self.wanted.given.take_if(|given| given.empty);
+        }
         (self.wanted.pod, self.wanted.gone) = (pod, false);
         other
     }
