@@ -105,7 +105,7 @@ pub async fn run(
 /// them.
 async fn find_all(finder: Option<Finder>, pods: &[Pod]) -> Found {
     let Some(finder) = finder else { return Found::new() };
-    let wanted: Vec<_> = pods.iter().filter(|pod| pod.netns.is_none()).map(reconcile::wanted).collect();
+    let wanted: Vec<_> = pods.iter().filter(|pod| pod.netns.is_none()).map(|pod| reconcile::wanted(pod, None)).collect();
     let found = tokio::task::spawn_blocking(move || finder.find(&wanted)).await;
     match found {
         Ok(Ok(found)) => found,

@@ -117,11 +117,11 @@ impl<R: Redirect + 'static> Reconciler<R> {
     pub fn begin(&mut self, pods: Vec<Pod>, mut found: Found) {
         let now = Instant::now();
         for pod in pods {
-            let given = found.remove(&pod.uid).and_then(|found| found.into_iter().next()).map(located);
+            let given = found.remove(&pod.uid).map(located);
             // One that was captured once was to be since it runs. Pods that are not to be in the mesh are looked at
-            // once: an earlier agent may have enrolled them.
+            // once: an earlier agent may have enrolled them. If one has said so, they are looked for until then.
             let since = (!pod.marked).then_some(now);
-            if pod.ambient || pod.netns.is_some() || given.is_some() {
+            if pod.ambient || pod.marked || pod.netns.is_some() || given.is_some() {
                 self.insert(Tracked::new(pod, given, true, since));
             }
         }
@@ -163,6 +163,10 @@ impl<R: Redirect + 'static> Reconciler<R> {
             tracked.soon();
         }
         tracing::info!(pods = self.pods.len(), "the agent ends, all pods leave the mesh");
+        let lost: Vec<_> = self.pods.values().filter(|tracked| tracked.task.is_lost()).map(Tracked::sought).collect();
+        if !lost.is_empty() && !self.search.start(lost) {
+            self.found(started, Ok(Found::new()));
+        }
         let end = started + EXIT_LIMIT;
         while !self.pods.is_empty() && Instant::now() < end {
             let due = self.next_due().min(end);
@@ -170,6 +174,7 @@ impl<R: Redirect + 'static> Reconciler<R> {
                 biased;
                 Some((task, outcome)) = self.steps.next() => self.settle(task, outcome),
                 Some(command) = calls.0.recv() => self.command(command),
+                (started, found) = self.search.done() => self.found(started, found),
                 () = tokio::time::sleep_until(due) => self.work(),
             }
         }
@@ -339,9 +344,12 @@ impl<R: Redirect + 'static> Reconciler<R> {
         let any_lost = self.pods.values().any(lost);
         let given = self.pods.values().any(|tracked| tracked.task.wanted.given.is_some());
         if !self.ending && self.search.due(any_lost, given).is_some_and(|due| due <= now) {
-            let pods = self.pods.values().map(|tracked| &tracked.task.wanted.pod).filter(|pod| pod.ambient && pod.netns.is_none());
+            let sought = |tracked: &&Tracked| {
+                let pod = &tracked.task.wanted.pod;
+                tracked.task.is_lost() || (pod.ambient && pod.netns.is_none())
+            };
             self.board.metrics.searches.inc();
-            self.search.start(pods.map(wanted).collect());
+            self.search.start(self.pods.values().filter(sought).map(Tracked::sought).collect());
         }
     }
 
@@ -355,17 +363,25 @@ impl<R: Redirect + 'static> Reconciler<R> {
             }
         };
         for (uid, tracked) in &mut self.pods {
-            let candidates = found.get(uid).map(Vec::as_slice).unwrap_or_default();
-            let Some(first) = candidates.first() else {
-                if tracked.task.is_lost() {
+            let Some(found) = found.get(uid) else {
+                if tracked.task.is_lost() && self.ending {
+                    tracing::warn!(%uid, pod = %tracked.task.name(), "its network namespace is not found: nothing is removed there");
+                    tracked.task.give_up();
+                    tracked.soon();
+                } else if tracked.task.is_lost() {
                     "no process of the node is known to be in its network namespace".clone_into(&mut tracked.logged);
                     tracked.is_bad(&self.board);
                 }
                 continue;
             };
+            if found.empty && tracked.task.wanted.pod.ambient {
+                // It is to be in the mesh again since the pass began.
+                continue;
+            }
             match &tracked.task.wanted.given {
                 // The one that is known is still there, or is too young for this pass to have seen its processes.
-                Some(given) if given.at >= started || candidates.iter().any(|found| found.netns.id() == given.netns.id()) => continue,
+                Some(given) if given.at >= started || found.netns.id() == given.netns.id() => continue,
+                Some(_) if self.ending => continue,
                 Some(_) => {
                     self.board.metrics.sandboxes_replaced.inc();
                     tracing::warn!(%uid, pod = %tracked.task.name(), "the pod has a new sandbox that nobody has told the agent about");
@@ -373,7 +389,7 @@ impl<R: Redirect + 'static> Reconciler<R> {
                 None if tracked.task.is_lost() => {}
                 None => continue,
             }
-            tracked.give(located(first.clone()));
+            tracked.give(located(found.clone()));
         }
         self.work();
     }
@@ -384,19 +400,19 @@ const REMOVED: &str = "Warren is being removed from this node";
 
 fn handed(sandbox: &Sandbox) -> Given {
     let now = Instant::now();
-    Given { netns: sandbox.netns.clone(), sandbox: Some(sandbox.container_id.clone()), fresh: false, at: now, since: now }
+    Given { netns: sandbox.netns.clone(), sandbox: Some(sandbox.container_id.clone()), fresh: false, empty: false, at: now, since: now }
 }
 
 fn located(found: Located) -> Given {
     let now = Instant::now();
-    Given { netns: found.netns, sandbox: None, fresh: false, at: now, since: now.checked_sub(found.age).unwrap_or(now) }
+    Given { netns: found.netns, sandbox: None, fresh: false, empty: found.empty, at: now, since: now.checked_sub(found.age).unwrap_or(now) }
 }
 
 fn workers(tracked: &Tracked) -> usize {
     WORKERS + if tracked.waiters.is_empty() { 0 } else { URGENT_WORKERS }
 }
 
-/// The pod as it is looked for.
-pub(super) fn wanted(pod: &Pod) -> Wanted {
-    Wanted { uid: pod.uid.clone(), runtime_uid: pod.runtime_uid.clone(), ips: pod.ips.clone() }
+/// The pod as it is looked for. `known`: its namespace as it was.
+pub(super) fn wanted(pod: &Pod, known: Option<NetNsId>) -> Wanted {
+    Wanted { uid: pod.uid.clone(), runtime_uid: pod.runtime_uid.clone(), ips: pod.ips.clone(), known, leaves: !pod.ambient }
 }

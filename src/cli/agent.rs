@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::descriptors;
 use crate::agent::discovery::FileDiscovery;
 use crate::agent::enrolment::Existing;
 use crate::agent::kube::Rules;
@@ -109,6 +110,9 @@ impl FromStr for Source {
 /// # Errors
 /// A socket cannot be made, or the settings cannot be used.
 pub async fn run(args: Args, drain: drain::Watch) -> Result<()> {
+    // Each pod has a namespace that is open.
+    let descriptors = descriptors::raise_limit();
+    tracing::debug!(descriptors, "starting");
     let drain_time = Duration::from_secs(args.drain);
     let options = Options { probe_v4: args.probe_ip, probe_v6: args.probe_ipv6 };
     let exit_drain = Settings::default().exit_drain.min(drain_time);

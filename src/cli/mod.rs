@@ -17,6 +17,7 @@ pub mod agent;
 mod cni;
 pub mod control;
 pub mod demo;
+mod descriptors;
 mod explain;
 mod proxy;
 mod purge;

@@ -9,7 +9,7 @@ use tokio::runtime::Builder;
 use tokio::sync::{mpsc, watch};
 
 use super::shutdown::Signals;
-use super::supervise;
+use super::{descriptors, supervise};
 use crate::admin::{self, Admin};
 use crate::base::{Code, Error, Result, code, drain};
 use crate::config::settings::{Ca, LocalXds, Server, Settings};
@@ -68,7 +68,7 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
 
 async fn serve(settings: Settings, data_plane: tokio::runtime::Handle) -> Result<ExitCode> {
     let mut signals = Signals::listen()?;
-    let descriptors = raise_descriptor_limit();
+    let descriptors = descriptors::raise_limit();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = %settings.node, workers = settings.workers.get(), descriptors, "starting");
     let metrics = Arc::new(Metrics::new());
     let readiness = Arc::new(Readiness::new());
@@ -309,20 +309,6 @@ fn pods_reason(status: &zds::client::Status) -> String {
         _ if !status.snapshot => "waits for the node agent's snapshot".to_owned(),
         _ => format!("{} pods cannot be served yet", status.pending),
     }
-}
-
-/// Raises the soft limit of descriptors to the hard one and returns it.
-fn raise_descriptor_limit() -> usize {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
-    let limit = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
-        Ok(()) => hard,
-        Err(error) => {
-            tracing::warn!(%error, soft, hard, "descriptor limit not raised");
-            soft
-        }
-    };
-    usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
 /// The settings as the admin API shows them: nothing secret is among them.

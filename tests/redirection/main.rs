@@ -7,6 +7,7 @@
 mod agent;
 mod enrolment;
 mod existing;
+mod finding;
 mod probes;
 mod routing;
 mod sandboxes;

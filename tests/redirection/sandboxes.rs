@@ -2,7 +2,6 @@
 //! connections that are older.
 
 use std::io::Read;
-use std::net::IpAddr;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -14,7 +13,7 @@ use tokio::task::JoinHandle;
 use warren::agent::board::{Board, Condition};
 use warren::agent::discovery::{Discovery, Lookup, Pod};
 use warren::agent::enrolment::Existing;
-use warren::agent::find::{Finder, Wanted};
+use warren::agent::find::Finder;
 use warren::agent::kube::Removal;
 use warren::agent::reconcile::{self, Front, Settings};
 use warren::agent::redirect::nft::Nft;
@@ -30,7 +29,7 @@ use warren::zds::client::Client;
 use crate::agent::Listening;
 use crate::world::{Dial, LIMIT, World, accept, both_families, connect, listen, talk};
 
-const UID: &str = "2ba3f1c0-9d4e-4c57-a1b2-0123456789ab";
+pub(crate) const UID: &str = "2ba3f1c0-9d4e-4c57-a1b2-0123456789ab";
 
 /// A source of pods that a test writes.
 #[derive(Clone)]
@@ -55,7 +54,7 @@ impl Lookup for Source {
     }
 }
 
-fn pod(world: &World, ambient: bool) -> Pod {
+pub(crate) fn pod(world: &World, ambient: bool) -> Pod {
     Pod {
         uid: UID.into(),
         runtime_uid: UID.into(),
@@ -71,12 +70,12 @@ fn pod(world: &World, ambient: bool) -> Pod {
 }
 
 /// An agent with all that a node has, and perhaps a proxy.
-struct Node<'a> {
+pub(crate) struct Node<'a> {
     world: &'a World,
     directory: tempfile::TempDir,
     source: Source,
     front: Arc<Front<Source>>,
-    board: Arc<Board>,
+    pub(crate) board: Arc<Board>,
     served: Listening,
     agent: JoinHandle<Result<bool>>,
     end: Trigger,
@@ -89,7 +88,7 @@ impl<'a> Node<'a> {
     }
 
     /// With processes that `prepare` puts below the node's `/proc`.
-    fn with(world: &'a World, pods: Vec<Pod>, proxy: bool, prepare: impl FnOnce(&Path)) -> Self {
+    pub(crate) fn with(world: &'a World, pods: Vec<Pod>, proxy: bool, prepare: impl FnOnce(&Path)) -> Self {
         let directory = tempfile::tempdir().expect("temporary directory");
         let (socket, proc) = (directory.path().join("zds.sock"), directory.path().join("proc"));
         process(&proc, 1, Path::new("/proc/self"), "0::/init.scope\n", 1);
@@ -115,11 +114,11 @@ impl<'a> Node<'a> {
         Self { world, directory, source, front: Arc::new(front), board, served, agent, end, _proxy: proxy }
     }
 
-    fn proc(&self) -> std::path::PathBuf {
+    pub(crate) fn proc(&self) -> std::path::PathBuf {
         self.directory.path().join("proc")
     }
 
-    fn list(&self, pods: Vec<Pod>) {
+    pub(crate) fn list(&self, pods: Vec<Pod>) {
         self.source.0.send_replace(pods);
     }
 
@@ -135,11 +134,11 @@ impl<'a> Node<'a> {
         self.world.wait(self.front.add(sandbox, limit))
     }
 
-    fn served(&self) -> bool {
+    pub(crate) fn served(&self) -> bool {
         !self.served.accounts().is_empty()
     }
 
-    fn until(&self, what: &str, holds: impl Fn() -> bool) {
+    pub(crate) fn until(&self, what: &str, holds: impl Fn() -> bool) {
         let end = Instant::now() + LIMIT;
         self.world.wait(async {
             let mut look = tokio::time::interval(Duration::from_millis(5));
@@ -150,14 +149,14 @@ impl<'a> Node<'a> {
         });
     }
 
-    fn end(self) {
+    pub(crate) fn end(self) {
         assert!(self.world.wait(self.end.drain(Duration::from_secs(8))), "the agent ends by itself");
         self.world.wait(self.agent).expect("no panic").expect("no error");
     }
 }
 
 /// What `/proc` shows of a process: that of `real`, with other control groups and start.
-fn process(proc: &Path, pid: u32, real: &Path, cgroup: &str, started: u64) {
+pub(crate) fn process(proc: &Path, pid: u32, real: &Path, cgroup: &str, started: u64) {
     let directory = proc.join(pid.to_string());
     std::fs::create_dir_all(directory.join("ns")).expect("directory");
     symlink(real.join("ns/net"), directory.join("ns/net")).expect("link");
@@ -166,19 +165,19 @@ fn process(proc: &Path, pid: u32, real: &Path, cgroup: &str, started: u64) {
     std::fs::write(directory.join("stat"), format!("{pid} (a) b) S {} {started} 0\n", fields.join(" "))).expect("stat");
 }
 
-fn cgroup(uid: &str) -> String {
+pub(crate) fn cgroup(uid: &str) -> String {
     format!("0::/kubepods.slice/kubepods-besteffort-pod{}.slice/cri-containerd-1.scope\n", uid.replace('-', "_"))
 }
 
 /// A process that lives in a namespace until it is dropped.
-struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Process {
-    fn inside(netns: &NetNs) -> Self {
+    pub(crate) fn inside(netns: &NetNs) -> Self {
         Self(netns.run(|| Command::new("sleep").arg("600").spawn()).expect("enter").expect("sleep runs"))
     }
 
-    fn real(&self) -> std::path::PathBuf {
+    pub(crate) fn real(&self) -> std::path::PathBuf {
         format!("/proc/{}", self.0.id()).into()
     }
 }
@@ -272,35 +271,6 @@ fn a_pod_that_runs_is_found_by_its_processes_and_found_again_in_another_sandbox(
         node.until("counted", || node.board.metrics.repairs.get() == 1);
         node.end();
         second.until(State::Absent);
-    });
-}
-
-#[test]
-fn only_what_can_be_verified_is_a_pods_namespace() {
-    both_families(|world| {
-        let directory = tempfile::tempdir().expect("temporary directory");
-        let proc = directory.path();
-        let (inside, other) = (Process::inside(&world.pod), Process::inside(&world.host));
-        let finder = Finder::new(proc.to_owned());
-        let wanted = |ip: IpAddr| [Wanted { uid: UID.into(), runtime_uid: UID.into(), ips: vec![ip] }];
-        let found = |ip| finder.find(&wanted(ip)).expect("a /proc").remove(UID).unwrap_or_default();
-        process(proc, 1, Path::new("/proc/self"), "0::/init.scope\n", 1);
-        process(proc, 5, Path::new("/proc/self"), &cgroup(UID), 5);
-        process(proc, 6, &other.real(), &cgroup(UID), 6);
-        process(proc, 7, &inside.real(), "0::/system.slice/containerd.service\n", 7);
-        assert!(found(world.family.pod).is_empty(), "the node's own namespace, one without the address, one of no pod");
-        process(proc, 8, &inside.real(), &cgroup(UID), 8);
-        assert_eq!(found(world.family.pod).iter().map(|found| found.netns.id()).collect::<Vec<_>>(), [world.pod.id()]);
-        assert!(found("192.0.2.1".parse().expect("an address")).is_empty(), "the address is another pod's");
-
-        // Two namespaces with the address: the oldest process was there first.
-        let second = World::new(world.family);
-        let newer = Process::inside(&second.pod);
-        process(proc, 3, &newer.real(), &cgroup(UID), 9);
-        assert_eq!(found(world.family.pod).iter().map(|found| found.netns.id()).collect::<Vec<_>>(), [world.pod.id(), second.pod.id()]);
-        assert_eq!(finder.all().expect("a /proc").len(), 3);
-        std::fs::remove_dir_all(proc.join("8")).expect("the process ends");
-        assert_eq!(found(world.family.pod).iter().map(|found| found.netns.id()).collect::<Vec<_>>(), [second.pod.id()]);
     });
 }
 

@@ -2,8 +2,12 @@
 //!
 //! A process says by its control group which pod it belongs to. That is a claim: what it names is believed only when an
 //! interface in its namespace carries one of the pod's addresses, and when it is not the node's own namespace.
+//!
+//! A namespace in which no process runs, but that a mount keeps, has its addresses only, which those who ran in it may have
+//! chosen: that is enough to leave it, not to serve it as the pod.
 
 mod cgroup;
+mod pinned;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -22,6 +26,12 @@ const MAX_PROCESSES: usize = 262_144;
 /// The longest text of control groups that is read, bytes.
 const MAX_CGROUP: u64 = 64 * 1024;
 
+/// The longest list of the node's mounts that is read, bytes.
+const MAX_MOUNTS: u64 = 16 * 1024 * 1024;
+
+/// Namespaces of one pod that are looked into, oldest first. Its sandbox is older than what it makes itself.
+const MAX_CANDIDATES: usize = 64;
+
 /// Looks through the processes below a `/proc`.
 #[derive(Clone, Debug)]
 pub struct Finder {
@@ -37,10 +47,14 @@ pub struct Wanted {
     pub runtime_uid: Str,
     /// Its addresses. Without any it is not found: nothing could be verified.
     pub ips: Vec<IpAddr>,
+    /// The namespace that is known to be its own, which goes before others.
+    pub known: Option<NetNsId>,
+    /// It is not to be in the mesh: a namespace in which no process runs will do.
+    pub leaves: bool,
 }
 
-/// The namespaces of each pod that was found, that of its oldest process first.
-pub type Found = BTreeMap<Str, Vec<Located>>;
+/// The namespace of each pod that was found: the one that was known, else that of its oldest process.
+pub type Found = BTreeMap<Str, Located>;
 
 /// A pod's namespace.
 #[derive(Clone, Debug)]
@@ -49,14 +63,12 @@ pub struct Located {
     pub netns: NetNs,
     /// How long the pod's oldest process in it has run.
     pub age: Duration,
+    /// No process runs in it: its addresses are all that speaks for it, and it is good for leaving only.
+    pub empty: bool,
 }
 
-/// A process in a namespace that may be a pod's.
-struct Candidate {
-    netns: NetNsId,
-    pid: u32,
-    started: u64,
-}
+/// When the oldest process of a namespace started, and its id.
+type Oldest = (u64, u32);
 
 impl Finder {
     /// Below `proc`, the node's `/proc`.
@@ -78,52 +90,67 @@ impl Finder {
     /// # Errors
     /// The node's `/proc` cannot be read.
     pub fn find(&self, wanted: &[Wanted]) -> Result<Found> {
-        let by_uid: HashMap<&str, &Wanted> = wanted.iter().filter(|pod| !pod.ips.is_empty()).map(|pod| (&*pod.runtime_uid, pod)).collect();
+        // Several may claim one UID: their addresses tell them apart.
+        let mut by_uid: HashMap<&str, Vec<&Wanted>> = HashMap::new();
+        for pod in wanted.iter().filter(|pod| !pod.ips.is_empty()) {
+            by_uid.entry(&*pod.runtime_uid).or_default().push(pod);
+        }
         let host = self.host()?;
-        let mut candidates: BTreeMap<&str, Vec<Candidate>> = BTreeMap::new();
-        for (pid, netns) in self.processes(&host)? {
+        let node = self.groups(1).unwrap_or_default();
+        let processes = self.processes(&host)?;
+        // The oldest process in each.
+        let mut candidates: HashMap<&str, BTreeMap<NetNsId, Oldest>> = HashMap::new();
+        for (pid, netns) in &processes {
             // It may have ended meanwhile: then it is no candidate.
-            let Some(uid) = self.claimed(pid, &by_uid) else { continue };
-            let Some(started) = self.started(pid) else { continue };
-            let known = candidates.entry(uid).or_default();
-            match known.iter_mut().find(|candidate| candidate.netns == netns) {
-                Some(candidate) if candidate.started <= started => {}
-                Some(candidate) => (candidate.pid, candidate.started) = (pid, started),
-                None => known.push(Candidate { netns, pid, started }),
-            }
+            let Some(claimed) = self.groups(*pid).and_then(|groups| cgroup::pod(&groups, &node)) else { continue };
+            let Some((uid, _)) = by_uid.get_key_value(claimed.as_str()) else { continue };
+            let Some(started) = self.started(*pid) else { continue };
+            let oldest = candidates.entry(uid).or_default().entry(*netns).or_insert((started, *pid));
+            *oldest = (*oldest).min((started, *pid));
         }
         let mut found = Found::new();
-        for (uid, mut candidates) in candidates {
-            let Some(pod) = by_uid.get(uid) else { continue };
-            candidates.sort_by_key(|candidate| candidate.started);
-            let verified = candidates.iter().filter_map(|candidate| {
-                let netns = self.verified(candidate, pod, &host)?;
-                Some(Located { netns, age: age(candidate.started) })
-            });
-            let verified: Vec<_> = verified.collect();
-            if !verified.is_empty() {
-                found.insert(pod.uid.clone(), verified);
+        for (uid, pods) in &by_uid {
+            let Some(candidates) = candidates.get(uid) else { continue };
+            let mut candidates: Vec<_> = candidates.iter().map(|(netns, oldest)| (*oldest, *netns)).collect();
+            candidates.sort_unstable();
+            for pod in pods {
+                if let Some(located) = self.located(pod, &candidates) {
+                    found.insert(pod.uid.clone(), located);
+                }
+            }
+        }
+        let missing: Vec<_> = by_uid.values().flatten().filter(|pod| pod.leaves && !found.contains_key(&pod.uid)).collect();
+        if !missing.is_empty() {
+            let inhabited: BTreeSet<_> = processes.iter().map(|(_, netns)| *netns).collect();
+            let mut pinned = self.pinned(&host);
+            pinned.retain(|netns, _| !inhabited.contains(netns));
+            for pod in missing {
+                let mut carriers = pinned.iter().filter_map(|(id, path)| open(path, *id).filter(|netns| carries(netns, &pod.ips)));
+                // Of two that carry the address nothing says which is the pod's.
+                if let (Some(netns), None) = (carriers.next(), carriers.next()) {
+                    found.insert(pod.uid.clone(), Located { netns, age: Duration::ZERO, empty: true });
+                }
             }
         }
         Ok(found)
     }
 
-    /// Every network namespace that a process of the node is in, but the node's own.
+    /// Every network namespace but the node's own that a process of the node is in, or a mount of it keeps. Each is
+    /// opened when it is its turn: there may be more than descriptors.
     ///
     /// # Errors
     /// The node's `/proc` cannot be read.
-    pub fn all(&self) -> Result<Vec<NetNs>> {
+    pub fn all(&self) -> Result<impl Iterator<Item = NetNs> + use<>> {
         let host = self.host()?;
-        let mut seen = BTreeSet::new();
-        let mut all = Vec::new();
-        for (pid, netns) in self.processes(&host)? {
-            if seen.insert(netns)
-                && let Ok(netns) = NetNs::open(self.namespace_file(pid))
-            {
-                all.push(netns);
-            }
+        let mut places: BTreeMap<NetNsId, Vec<PathBuf>> = BTreeMap::new();
+        for (netns, path) in self.pinned(&host) {
+            places.entry(netns).or_default().push(path);
         }
-        Ok(all)
+        for (pid, netns) in self.processes(&host)? {
+            places.entry(netns).or_default().push(self.namespace_file(pid));
+        }
+        // A process that has ended meanwhile leaves the others.
+        Ok(places.into_iter().filter_map(|(id, paths)| paths.iter().find_map(|path| open(path, id))))
     }
 
     /// The processes outside of the node's own namespace, each with its namespace.
@@ -138,12 +165,19 @@ impl Finder {
         Ok(outside.collect())
     }
 
-    /// The wanted pod that the process says it belongs to.
-    fn claimed<'a>(&self, pid: u32, by_uid: &HashMap<&'a str, &'a Wanted>) -> Option<&'a str> {
-        use io::Read;
-        let mut text = String::new();
-        fs::File::open(self.process(pid).join("cgroup")).ok()?.take(MAX_CGROUP).read_to_string(&mut text).ok()?;
-        cgroup::pods(&text).find_map(|uid| by_uid.get_key_value(uid.as_str()).map(|(uid, _)| *uid))
+    /// The namespaces that mounts of the node keep, each with one of its paths.
+    fn pinned(&self, host: &NetNs) -> BTreeMap<NetNsId, PathBuf> {
+        let init = self.process(1);
+        let text = read(&init.join("mountinfo"), MAX_MOUNTS).unwrap_or_default();
+        let paths = pinned::pinned(&text).map(|path| init.join("root").join(path));
+        // One may have been unmounted meanwhile.
+        let all = paths.filter_map(|path| Some((NetNsId::of(&path).ok()?, path)));
+        all.filter(|(netns, _)| *netns != host.id()).collect()
+    }
+
+    /// The text of a process's control groups.
+    fn groups(&self, pid: u32) -> Option<String> {
+        read(&self.process(pid).join("cgroup"), MAX_CGROUP)
     }
 
     /// When the process started, in the kernel's ticks since the node's start.
@@ -153,10 +187,15 @@ impl Finder {
         stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
     }
 
-    fn verified(&self, candidate: &Candidate, pod: &Wanted, host: &NetNs) -> Option<NetNs> {
-        let netns = NetNs::open(self.namespace_file(candidate.pid)).ok()?;
-        // The process may be another one by now.
-        (netns.id() == candidate.netns && netns.id() != host.id() && carries(&netns, &pod.ips)).then_some(netns)
+    /// The pod's namespace among `candidates`, oldest first: the one that is known if it is still there, else the oldest.
+    /// Only one is open at a time: a pod may have as many as it likes.
+    fn located(&self, pod: &Wanted, candidates: &[(Oldest, NetNsId)]) -> Option<Located> {
+        let known = candidates.iter().filter(|(_, netns)| Some(*netns) == pod.known);
+        known.chain(candidates.iter().take(MAX_CANDIDATES)).find_map(|((started, pid), id)| {
+            // The process may be another one by now.
+            let netns = open(&self.namespace_file(*pid), *id).filter(|netns| carries(netns, &pod.ips))?;
+            Some(Located { netns, age: age(*started), empty: false })
+        })
     }
 
     fn process(&self, pid: u32) -> PathBuf {
@@ -166,6 +205,19 @@ impl Finder {
     fn namespace_file(&self, pid: u32) -> PathBuf {
         self.proc.join(format!("{pid}/ns/net"))
     }
+}
+
+/// The namespace at `path`, if it is still that one.
+fn open(path: &Path, id: NetNsId) -> Option<NetNs> {
+    NetNs::open(path).ok().filter(|netns| netns.id() == id)
+}
+
+/// A file's text, or as much of it as is read.
+fn read(path: &Path, limit: u64) -> Option<String> {
+    use io::Read;
+    let mut bytes = Vec::new();
+    fs::File::open(path).ok()?.take(limit).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Whether an interface of the namespace has one of the addresses.

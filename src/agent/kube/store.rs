@@ -13,8 +13,10 @@ use crate::zds::WorkloadInfo;
 /// The annotation that says whether a pod is captured: `enabled` or `pending`. Written, and read only to write it right.
 pub(super) const REDIRECTION: &str = "ambient.istio.io/redirection";
 
-/// The annotation of a static pod: what the kubelet calls it.
+/// The annotations of a static pod: what the kubelet calls it, and that this object only mirrors it. The first alone may be
+/// on any pod.
 const STATIC_UID: &str = "kubernetes.io/config.hash";
+const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// What is chosen by the operator.
 #[derive(Clone, Debug, Default)]
@@ -200,7 +202,8 @@ fn record(pod: Pod) -> Record {
     let uid: Str = metadata.uid.unwrap_or_default().into();
     let (mut labels, mut annotations) = (metadata.labels.unwrap_or_default(), metadata.annotations.unwrap_or_default());
     let redirection = annotations.remove(REDIRECTION);
-    let runtime_uid = annotations.remove(STATIC_UID).map_or_else(|| uid.clone(), Str::from);
+    let static_uid = annotations.remove(STATIC_UID).filter(|_| annotations.contains_key(MIRROR));
+    let runtime_uid = static_uid.map_or_else(|| uid.clone(), Str::from);
     labels.retain(|name, _| enrolment::LABELS.contains(&name.as_str()));
     annotations.retain(|name, _| enrolment::ANNOTATIONS.contains(&name.as_str()));
     // The identity of a pod that names no account is that of `default`, as the API server would have it.
@@ -216,7 +219,8 @@ fn record(pod: Pod) -> Record {
         why: "",
         existing: Existing::Keep,
         running_since,
-        marked: redirection.is_some(),
+        // One on the node's network was never captured, whatever somebody has written on it.
+        marked: redirection.is_some() && !spec.host_network,
     };
     Record { pod, labels, annotations, host_network: spec.host_network, over, redirection }
 }
@@ -275,6 +279,21 @@ mod tests {
         assert_eq!(store.namespaces(), [("shop".to_owned(), true)].into());
         store.namespace_event(Event::Delete(shop("ambient")));
         assert_eq!(ambient(&store), [("a".into(), false), ("b".into(), false)]);
+    }
+
+    #[test]
+    fn only_a_pod_that_mirrors_a_static_one_has_another_uid_for_the_runtime() {
+        let hash = "2ba3f1c09d4e4c57a1b20123456789ab";
+        let cases = [
+            ("a static pod", json!({STATIC_UID: hash, MIRROR: hash}), hash),
+            ("any pod", json!({STATIC_UID: hash}), "a"),
+            ("none is said", json!({MIRROR: hash}), "a"),
+        ];
+        for (name, annotations, expected) in cases {
+            let mut pod = pod("a", "", "Running");
+            pod.metadata.annotations = serde_json::from_value(annotations).expect("annotations");
+            assert_eq!(*record(pod).pod.runtime_uid, *expected, "{name}");
+        }
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub(super) struct Given {
     pub(super) sandbox: Option<Str>,
     /// A CNI call waits for it: no application runs there yet.
     pub(super) fresh: bool,
+    /// No process was in it when it was found: it is left, but not served.
+    pub(super) empty: bool,
     pub(super) at: Instant,
     /// Since when something of the pod may run in it.
     pub(super) since: Instant,
@@ -125,13 +127,22 @@ impl Task {
     /// Takes what is wanted now; tells whether that is something else.
     pub(super) fn update(&mut self, pod: Pod) -> bool {
         let other = !self.wanted.pod.wants_the_same(&pod) || self.wanted.gone;
+        if pod.ambient {
+            self.wanted.given.take_if(|given| given.empty);
+        }
         (self.wanted.pod, self.wanted.gone) = (pod, false);
         other
     }
 
-    /// It is not to be in the mesh; tells whether that is new.
+    /// It is not to be in the mesh; tells whether that is new. One that is lost may have been enrolled, and stays so.
     pub(super) fn leave(&mut self) -> bool {
+        self.wanted.pod.marked |= self.is_lost();
         std::mem::replace(&mut self.wanted.pod.ambient, false)
+    }
+
+    /// It is lost, and is not looked for any more.
+    pub(super) fn give_up(&mut self) {
+        self.wanted.pod.marked = false;
     }
 
     /// It is not listed any more; tells whether that is new. A namespace that was given to the agent has ended with it.
@@ -142,18 +153,19 @@ impl Task {
         self.leave() || new
     }
 
-    /// It is to be in the mesh, and nobody has said where its namespace is.
+    /// It is to be in the mesh, or an agent has said that it was, and nobody has said where its namespace is.
     pub(super) fn is_lost(&self) -> bool {
         let Wanted { pod, given, gone } = &self.wanted;
-        pod.ambient && !gone && given.is_none() && pod.netns.is_none()
+        (pod.ambient || pod.marked) && !gone && given.is_none() && pod.netns.is_none()
     }
 
     /// Takes what a step of an earlier clone has found; tells whether what it was after is still what is wanted.
     pub(super) fn finish(&mut self, done: Task) -> bool {
+        let as_lost = self.is_lost() == done.is_lost();
         self.known = done.known;
         let id = |wanted: &Wanted| wanted.given.as_ref().map(|given| given.netns.id());
         let (now, then) = (&self.wanted, &done.wanted);
-        now.pod.wants_the_same(&then.pod) && now.gone == then.gone && id(now) == id(then)
+        now.pod.wants_the_same(&then.pod) && now.gone == then.gone && as_lost && id(now) == id(then)
     }
 
     /// The pod as proxies are told about it, if they are.
@@ -284,13 +296,15 @@ impl Task {
             return Ok(Err(Outcome::Gone("gone")));
         }
         if self.is_lost() {
-            if self.known.netns.is_some() {
-                // Its sandbox has been taken down.
+            if self.known.netns.is_some() || !self.wanted.pod.ambient {
+                // Its sandbox has been taken down, or it is not to be served.
                 proxies.remove(self.uid()).await?;
                 self.known = Known::default();
             }
-            // Proxies that serve it go on.
-            proxies.register(self.served_pod());
+            if self.wanted.pod.ambient {
+                // Proxies that serve it go on.
+                proxies.register(self.served_pod());
+            }
             return Ok(Err(Outcome::Lost));
         }
         let found = self.open();

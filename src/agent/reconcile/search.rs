@@ -46,13 +46,14 @@ impl Search {
         next.into_iter().chain(audit).min()
     }
 
-    /// Starts a pass.
-    pub(super) fn start(&mut self, wanted: Vec<Wanted>) {
-        let Some(finder) = self.finder.clone() else { return };
+    /// Starts a pass, in place of one that is running; not without a finder.
+    pub(super) fn start(&mut self, wanted: Vec<Wanted>) -> bool {
+        let Some(finder) = self.finder.clone() else { return false };
         let now = Instant::now();
         (self.next, self.pause) = (now + self.pause, (self.pause * 2).min(PAUSE.1));
         self.audit = now + self.between_audits.mul_f64(rand::rng().random_range(0.8..1.2));
         self.running = Some((now, tokio::task::spawn_blocking(move || finder.find(&wanted))));
+        true
     }
 
     /// The end of the pass that is running, with its start. May be dropped and called again.

@@ -8,6 +8,7 @@ use super::front::Waiter;
 use super::pod::{Given, Task};
 use crate::agent::board::{Board, Condition, Notice, span};
 use crate::agent::discovery::Pod;
+use crate::agent::find::Wanted;
 use crate::agent::redirect::State;
 use crate::agent::sandbox::Verdict;
 use crate::base::{Error, code};
@@ -86,6 +87,12 @@ impl Tracked {
         self.soon();
     }
 
+    /// The pod as it is looked for.
+    pub(super) fn sought(&self) -> Wanted {
+        let wanted = &self.task.wanted;
+        super::wanted(&wanted.pod, wanted.given.as_ref().map(|given| given.netns.id()))
+    }
+
     /// Answers all who wait.
     pub(super) fn answer(&mut self, verdict: impl Fn() -> Result<Verdict, Error>) {
         for waiter in self.waiters.drain(..) {
@@ -115,13 +122,15 @@ impl Tracked {
             (true, None | Some(State::Outdated)) => Some(Condition::Unknown),
             (true, Some(State::Absent | State::Holding)) => Some(Condition::Open),
             (false, Some(State::Redirecting | State::Outdated | State::Holding)) => Some(Condition::Leaving),
+            // What an agent has said about it stands until it is found.
+            (false, None) if self.task.is_lost() => Some(Condition::Unknown),
             (false, _) => None,
         }
     }
 
     /// Since when it runs without being captured: not before it was to be, nor before all was well, nor before it ran.
     pub(super) fn exposed(&self) -> Option<Instant> {
-        if !self.looked || !matches!(self.condition(), Some(Condition::Open | Condition::Unknown)) {
+        if !self.looked || !self.task.wanted.pod.ambient || !matches!(self.condition(), Some(Condition::Open | Condition::Unknown)) {
             return None;
         }
         let running = self.task.wanted.pod.running_since?;
