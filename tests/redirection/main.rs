@@ -8,6 +8,7 @@ mod agent;
 mod enrolment;
 mod existing;
 mod probes;
+mod removal;
 mod routing;
 mod sandboxes;
 mod visits;

@@ -157,7 +157,7 @@ impl<'a> Node<'a> {
 }
 
 /// What `/proc` shows of a process: that of `real`, with other control groups and start.
-fn process(proc: &Path, pid: u32, real: &Path, cgroup: &str, started: u64) {
+pub(crate) fn process(proc: &Path, pid: u32, real: &Path, cgroup: &str, started: u64) {
     let directory = proc.join(pid.to_string());
     std::fs::create_dir_all(directory.join("ns")).expect("directory");
     symlink(real.join("ns/net"), directory.join("ns/net")).expect("link");
@@ -171,14 +171,14 @@ fn cgroup(uid: &str) -> String {
 }
 
 /// A process that lives in a namespace until it is dropped.
-struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Process {
-    fn inside(netns: &NetNs) -> Self {
+    pub(crate) fn inside(netns: &NetNs) -> Self {
         Self(netns.run(|| Command::new("sleep").arg("600").spawn()).expect("enter").expect("sleep runs"))
     }
 
-    fn real(&self) -> std::path::PathBuf {
+    pub(crate) fn real(&self) -> std::path::PathBuf {
         format!("/proc/{}", self.0.id()).into()
     }
 }

@@ -1,5 +1,7 @@
 //! Whether the agent is being replaced or Warren is being uninstalled: what becomes of the agent's own DaemonSet says it.
 
+use std::sync::Arc;
+
 use futures::{StreamExt, TryStreamExt};
 use kube::core::ApiResource;
 use kube::runtime::watcher::{self, Event, watcher};
@@ -17,11 +19,12 @@ const DAEMON_SET: &str = "warren-agent";
 /// Watches the agent's own DaemonSet.
 ///
 /// Its removal is watched for, not only asked about at the end: what is removed together with it are the agent's rights
-/// to ask.
+/// to ask. Clones share what is known.
+#[derive(Clone)]
 pub struct Removal {
     client: Option<(Client, String)>,
     gone: watch::Receiver<bool>,
-    _watch: JoinSet<()>,
+    _watch: Arc<JoinSet<()>>,
 }
 
 impl std::fmt::Debug for Removal {
@@ -58,17 +61,24 @@ impl Removal {
                 }
             }
         });
-        Self { client: Some((client, namespace)), gone, _watch: task }
+        Self { client: Some((client, namespace)), gone, _watch: Arc::new(task) }
     }
 
     /// Nothing is watched: the agent's end is its removal.
     pub fn at_end() -> Self {
-        Self { client: None, gone: watch::channel(false).1, _watch: JoinSet::new() }
+        Self { client: None, gone: watch::channel(false).1, _watch: Arc::default() }
     }
 
     /// Returns when Warren is being removed, which may be never.
     pub async fn started(&mut self) {
         if self.gone.wait_for(|gone| *gone).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Returns when what was being removed is there again, which may be never.
+    pub async fn undone(&mut self) {
+        if self.gone.wait_for(|gone| !*gone).await.is_err() {
             std::future::pending::<()>().await;
         }
     }
