@@ -55,7 +55,7 @@ impl Node {
         let board = Arc::new(board);
         let discovery = KubeDiscovery::start(client.clone(), &name, rules, ready.clone());
         let pods = discovery.pods();
-        let mut removal = Removal::watch(client.clone(), namespace);
+        let mut removal = Removal::watch(client.clone(), namespace.clone());
         let probes = ProbeTable::new(settings.options, host_proc.clone(), 1);
 
         // For as long as this process lives: an agent that has left and says nothing would be started again.
@@ -65,6 +65,7 @@ impl Node {
         // What serves the agent itself, and ends after it.
         let (end, ended) = drain::new();
         let mut parts = JoinSet::new();
+        parts.spawn(kube::end_purge(client.clone(), namespace));
         let told = tokio::spawn(kube::publish(client, name, pods.clone(), board.clone(), notices, ended.clone()));
         parts.spawn(keep_probes(probes.clone(), board.captured()));
         let (front, calls) = reconcile::front(pods.clone());

@@ -1,12 +1,14 @@
-//! The agent of a node when its DaemonSet is deleted while its pod stays, and when the DaemonSet is there again.
+//! The agent of a node and DaemonSets: its own is deleted while its pod stays, and is there again; that of the purge was left.
 
 use std::convert::Infallible;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use serde_json::{Value, json};
@@ -21,8 +23,14 @@ use warren::base::drain;
 use crate::sandboxes::{Process, process};
 use crate::world::{LIMIT, World, both_families};
 
-/// What the API server says about the agent's DaemonSet: nothing else is in the cluster.
-fn answer(request: &Request<kube::client::Body>, exists: &watch::Sender<bool>) -> Response {
+/// What the API server says about the agent's DaemonSet: nothing else is in the cluster but, at first, that of the purge.
+fn answer(request: &Request<kube::client::Body>, exists: &watch::Sender<bool>, purge: &AtomicBool) -> Response {
+    if request.method() == Method::DELETE
+        && request.uri().path().ends_with("/daemonsets/warren-purge")
+        && purge.swap(false, Ordering::Relaxed)
+    {
+        return json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}).to_string().into_response();
+    }
     let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
     let Some(kind) = path.rsplit('/').next().filter(|kind| ["pods", "namespaces", "daemonsets"].contains(kind)) else {
         let status =
@@ -68,8 +76,9 @@ fn an_agent_that_has_left_says_so_and_ends_when_its_daemon_set_is_there_again() 
         let init = Process::inside(&world.host);
         process(&proc, 1, &init.real(), "0::/init.scope\n", 1);
         let (exists, _) = watch::channel(true);
-        let api = exists.clone();
-        let service = tower::service_fn(move |request| std::future::ready(Ok::<_, Infallible>(answer(&request, &api))));
+        let purge = Arc::new(AtomicBool::new(true));
+        let api = (exists.clone(), purge.clone());
+        let service = tower::service_fn(move |request| std::future::ready(Ok::<_, Infallible>(answer(&request, &api.0, &api.1))));
         let status = world.wait(async { world.host.run(|| health::listen("127.0.0.1:0".parse().expect("an address"))).expect("enter") });
         let status = status.expect("listen");
         let port = status.local_addr().expect("address").port();
@@ -94,6 +103,7 @@ fn an_agent_that_has_left_says_so_and_ends_when_its_daemon_set_is_there_again() 
             });
         };
         until("/readyz", &|text| text.contains("200 OK") && exists.receiver_count() > 0);
+        until("/readyz", &|_| !purge.load(Ordering::Relaxed));
         exists.send_replace(false);
         until("/readyz", &|text| text.contains("503") && text.contains("removal: "));
         assert!(page(world, port, "/healthz").contains("200 OK"), "it is not to be started again while Warren is being removed");

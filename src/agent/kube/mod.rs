@@ -1,6 +1,7 @@
 //! Pods of this node from the Kubernetes API: two watches, and what is told back about each pod.
 
 mod api;
+mod leftover;
 mod object;
 mod publish;
 mod removal;
@@ -24,6 +25,7 @@ use crate::base::{Error, Result, code, deadline};
 use crate::telemetry::Readiness;
 pub use api::client;
 use api::failed;
+pub use leftover::end_purge;
 use object::Meta;
 pub use publish::publish;
 pub use removal::Removal;

@@ -105,6 +105,6 @@ impl Removal {
     }
 }
 
-fn kind() -> ApiResource {
+pub(super) fn kind() -> ApiResource {
     ApiResource::erase::<k8s_openapi::api::apps::v1::DaemonSet>(&())
 }
