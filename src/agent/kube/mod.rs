@@ -1,4 +1,4 @@
-//! Pods of this node from the Kubernetes API: two watches, and what is told back about each pod.
+//! Pods of this node from the Kubernetes API: watches, and what is told back about each pod.
 
 mod api;
 mod leftover;
@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::discovery::{Discovery, Lookup, Pod};
+use super::enrolment::{AMBIENT, MODE};
 use crate::base::{Error, Result, code, deadline};
 use crate::telemetry::Readiness;
 pub use api::client;
@@ -87,12 +88,22 @@ impl KubeDiscovery {
         let shared = Arc::new(Shared { client: client.clone(), store, changed, failed: Mutex::new(None), ready });
         let config = || watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
         let pods = watcher(Api::<object::Pod>::all(client.clone()), config().fields(&format!("spec.nodeName={node}")));
-        let namespaces = watcher_of(client, &namespace_kind(), config());
+        let namespaces = watcher_of(client.clone(), &namespace_kind(), config());
+        let asking = watcher_of(client, &pod_kind(), config().labels(&format!("{MODE}={AMBIENT}")));
         let mut watches = JoinSet::new();
         let of_pods = shared.clone();
-        watches.spawn(follow(shared.clone(), "pods", pods, move |event| of_pods.store.lock().pod_event(event)));
+        watches.spawn(follow(shared.clone(), "pods", pods, move |event| {
+            of_pods.store.lock().pod_event(event);
+            true
+        }));
         let of_namespaces = shared.clone();
-        watches.spawn(follow(shared.clone(), "namespaces", namespaces, move |event| of_namespaces.store.lock().namespace_event(event)));
+        watches.spawn(follow(shared.clone(), "namespaces", namespaces, move |event| {
+            of_namespaces.store.lock().namespace_event(event);
+            true
+        }));
+        let of_asking = shared.clone();
+        let take = move |event| of_asking.store.lock().asking_event(event);
+        watches.spawn(follow(shared.clone(), "pods that ask for the mesh", asking, take));
         Self { pods: Pods { shared }, changed: receiver, last: None, _watches: watches }
     }
 
@@ -153,10 +164,9 @@ impl Pods {
     }
 
     /// The names of all namespaces of the cluster, each with whether pods of it are to be in the mesh: by its label, or
-    /// by that of a pod of this node. None before they are known.
+    /// by that of a pod in it, on whatever node. None before they are known.
     pub fn namespaces(&self) -> BTreeMap<String, bool> {
-        let store = self.shared.store.lock();
-        if store.is_synced() { store.namespaces() } else { BTreeMap::new() }
+        self.shared.store.lock().namespaces()
     }
 
     /// Changes with every event of the watches.
@@ -169,6 +179,10 @@ fn namespace_kind() -> ApiResource {
     ApiResource::erase::<k8s_openapi::api::core::v1::Namespace>(&())
 }
 
+fn pod_kind() -> ApiResource {
+    ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&())
+}
+
 /// Watches the metadata of a kind.
 fn watcher_of(
     client: Client,
@@ -178,12 +192,12 @@ fn watcher_of(
     watcher(Api::<Meta>::all_with(client, kind), config)
 }
 
-/// Hands every event of a watch to `take`; for ever.
+/// Hands every event of a watch to `take`, which says whether anything has changed by it; for ever.
 async fn follow<K: Send + 'static>(
     shared: Arc<Shared>,
     what: &'static str,
     stream: impl TryStream<Ok = Event<K>, Error = watcher::Error> + Send + 'static,
-    take: impl Fn(Event<K>) + Send,
+    take: impl Fn(Event<K>) -> bool + Send,
 ) {
     let mut stream = std::pin::pin!(stream.into_stream());
     let mut failures = 0_u32;
@@ -191,7 +205,7 @@ async fn follow<K: Send + 'static>(
         match event {
             Ok(event) => {
                 let listing = matches!(event, Event::Init | Event::InitApply(_));
-                take(event);
+                let changed = take(event);
                 if !listing {
                     if failures > 0 {
                         tracing::info!(what, "the watch is up again");
@@ -201,7 +215,9 @@ async fn follow<K: Send + 'static>(
                 if shared.store.lock().is_synced() {
                     shared.ready.ready("kubernetes");
                 }
-                shared.changed.send_modify(|count| *count += 1);
+                if changed {
+                    shared.changed.send_modify(|count| *count += 1);
+                }
             }
             Err(error) => {
                 *shared.failed.lock() = Some(Instant::now());
