@@ -17,14 +17,15 @@ use crate::base::{Error, Result, code};
 /// To connect.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
-/// Longest silence in an answer: longer than any watch is asked for.
-const SILENCE_LIMIT: Duration = Duration::from_secs(300);
+/// Longest silence in an answer: longer than any watch is asked for. A connection that has died in silence is noticed then,
+/// also where a list or the start of a watch is waited for.
+const SILENCE_LIMIT: Duration = Duration::from_secs(WATCH_PERIOD as u64 + 10);
 
 /// To send a request.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
 /// A watch is asked for again after this long, seconds: one that is silent for longer is broken.
-const WATCH_PERIOD: u32 = 60;
+pub(super) const WATCH_PERIOD: u32 = 60;
 
 /// A client of the cluster that `KUBECONFIG` or `~/.kube/config` names, else of the one whose pod this is. Nothing is
 /// sent yet.
@@ -38,6 +39,8 @@ pub(super) async fn connect() -> Result<Client> {
     })?;
     config.connect_timeout = Some(CONNECT_LIMIT);
     config.read_timeout = Some(SILENCE_LIMIT);
+    // The time for which a connection was not used counts for nothing.
+    config.reset_reader_on_write = true;
     config.write_timeout = Some(WRITE_LIMIT);
     let server = config.cluster_url.to_string();
     Client::try_from(config).map_err(|error| Error::caused(&code::BAD_SETTING, format!("Kubernetes API at {server}"), error))

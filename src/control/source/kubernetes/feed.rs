@@ -12,9 +12,6 @@ use crate::control::kubernetes::Watched;
 use crate::control::objects::{Change, Id, Mesh};
 use crate::control::status::Wishes;
 
-/// A watch is asked for again after this long, seconds. One that is silent for longer is broken.
-const WATCH_PERIOD: u32 = 60;
-
 /// Objects in one answer when all are listed.
 const PAGE: u32 = 250;
 
@@ -72,7 +69,7 @@ pub(super) struct Feed<W: Watched> {
 
 impl<W: Watched> Feed<W> {
     pub(super) fn new(client: Client, mesh: Mesh, wishes: Wishes) -> Self {
-        let config = watcher::Config::default().timeout(WATCH_PERIOD).page_size(PAGE);
+        let config = watcher::Config::default().timeout(api::WATCH_PERIOD).page_size(PAGE);
         let events = watcher::watcher(Api::<W>::all(client.clone()), config).boxed();
         Self { client, mesh, wishes, events, listed: Vec::new(), pause: None, failures: 0, is_defined: false, absences: 0 }
     }
