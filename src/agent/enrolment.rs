@@ -6,6 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The label that decides, on pods and namespaces: `ambient` or `none`.
 pub const MODE: &str = "istio.io/dataplane-mode";
 
+/// Its value for pods that are to be in the mesh.
+pub const AMBIENT: &str = "ambient";
+
 /// The annotation of a pod that has a sidecar.
 const SIDECAR: &str = "sidecar.istio.io/status";
 
@@ -87,12 +90,12 @@ pub fn membership(subject: &Subject<'_>, excluded: &BTreeSet<String>) -> Members
         return Out("its namespace is excluded by the agent's settings");
     }
     match (mode, namespace_mode) {
-        (Some("ambient"), _) => In("its label istio.io/dataplane-mode is ambient"),
+        (Some(AMBIENT), _) => In("its label istio.io/dataplane-mode is ambient"),
         (Some("none"), _) => Out("its label istio.io/dataplane-mode is none"),
-        (_, Some("ambient")) if subject.labels.get(MANAGED).is_some_and(|by| by.starts_with("istio.io-")) => {
+        (_, Some(AMBIENT)) if subject.labels.get(MANAGED).is_some_and(|by| by.starts_with("istio.io-")) => {
             Out("it is a gateway that speaks the mesh's protocol itself")
         }
-        (_, Some("ambient")) => In("the label istio.io/dataplane-mode of its namespace is ambient"),
+        (_, Some(AMBIENT)) => In("the label istio.io/dataplane-mode of its namespace is ambient"),
         _ => Out("neither it nor its namespace has the label istio.io/dataplane-mode=ambient"),
     }
 }

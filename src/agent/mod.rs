@@ -91,6 +91,7 @@ pub async fn run(
     };
     let leave = removed || (!settings.keep_on_exit && removal.is_removal().await);
     if leave {
+        ready.waits("removal", "Warren is being removed: no pod of this node is kept in the mesh");
         board.all_leave();
         reconciler.leave_all(&mut calls).await;
     } else {

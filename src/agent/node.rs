@@ -44,7 +44,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// Runs until a drain starts.
+    /// Runs until a drain starts, or until Warren is there again after it was removed.
     ///
     /// # Errors
     /// A socket cannot be made, or what was to be removed at the end could not be. Everything else is tried again.
@@ -55,13 +55,17 @@ impl Node {
         let board = Arc::new(board);
         let discovery = KubeDiscovery::start(client.clone(), &name, rules, ready.clone());
         let pods = discovery.pods();
-        let removal = Removal::watch(client.clone(), namespace);
+        let mut removal = Removal::watch(client.clone(), namespace.clone());
         let probes = ProbeTable::new(settings.options, host_proc.clone(), 1);
 
+        // For as long as this process lives: an agent that has left and says nothing would be started again.
+        let (_open, open) = drain::new();
+        let mut pages = JoinSet::new();
+        pages.spawn(health::serve(status, ready.clone(), board.clone(), open));
         // What serves the agent itself, and ends after it.
         let (end, ended) = drain::new();
         let mut parts = JoinSet::new();
-        parts.spawn(health::serve(status, ready.clone(), board.clone(), ended.clone()));
+        parts.spawn(kube::end_purge(client.clone(), namespace));
         let told = tokio::spawn(kube::publish(client, name, pods.clone(), board.clone(), notices, ended.clone()));
         parts.spawn(keep_probes(probes.clone(), board.captured()));
         let (front, calls) = reconcile::front(pods.clone());
@@ -72,7 +76,7 @@ impl Node {
             tokio::spawn(cni::run(settings, Arc::new(front), known, report, ended))
         });
 
-        let around = Surroundings { board, ready, calls, finder: Some(Finder::new(host_proc)), removal };
+        let around = Surroundings { board, ready, calls, finder: Some(Finder::new(host_proc)), removal: removal.clone() };
         let agent = super::run(discovery, Nft::new(settings.options), &zds_socket, settings, around, drain.clone());
         let left = tokio::select! {
             left = agent => left?,
@@ -88,8 +92,13 @@ impl Node {
             cni.as_ref().map_or(Ok(()), cni::uninstall)?;
             rules?;
         }
-        // An agent that ends before it is asked to would be started again.
-        drain.started().await;
+        // An agent that ends before it is asked to is started again and takes its pods back into the mesh: that is right
+        // only when Warren has come back, in which case this very pod may be adopted by the new DaemonSet.
+        tokio::select! {
+            biased;
+            _ = drain.started() => {}
+            () = removal.undone() => tracing::warn!("Warren is there again: the agent ends, to be started anew"),
+        }
         Ok(())
     }
 }

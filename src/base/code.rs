@@ -76,6 +76,7 @@ codes! {
     NOT_READY "W0006" ControlPlane true "-" "not ready yet" "The readiness endpoint lists what is waited for.";
     DRAINED "W0007" Node true "CONNECT" "closed because this proxy is shutting down" "Expected during an upgrade. Raise the termination grace period if connections need longer.";
     UNINSTALL "W0010" Node true "-" "Warren could not be taken out of the cluster" "The text names what is left. Mend or remove the node and uninstall again, or go on without waiting: `helm uninstall RELEASE -n NAMESPACE --no-hooks`, and at once `/opt/cni/bin/warren purge` on the nodes it names, whose pods have no connections until then.";
+    PURGE_REFUSED "W0011" Node false "-" "a node on which an agent runs is not purged" "While it runs it would put everything back, and pods would be in clear meanwhile. Uninstall the chart, or keep the agent off the node (agent.nodeSelector); then purge. A DaemonSet warren-purge beside a Warren that is in use is the rest of an interrupted `helm uninstall`: delete it. If another product listens on the socket, name another path: --zds-socket, --cni-socket.";
 
     CONNECT_TIMEOUT "W1001" Destination true "CONNECT" "no answer to a TCP connect" "The address is silent: the pod is gone, its node is down, or a NetworkPolicy drops the packets.";
     DESTINATION_REFUSED "W1002" Destination true "CONNECT" "the destination refused the connection" "Nothing listens on that port. Check the application and the Service's targetPort.";

@@ -9,9 +9,9 @@ use crate::agent::probe::ProbeTable;
 use crate::agent::purge::purge;
 use crate::agent::redirect::Options;
 use crate::agent::redirect::nft::Nft;
-use crate::base::{Error, Result, code};
+use crate::base::Result;
 
-/// Removes the rules from all pods of this node, and the CNI plugin. Asks no API server; the agent must have ended.
+/// Removes the rules from all pods of this node, and the CNI plugin. Asks no API server; refuses while an agent runs.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     /// Where the processes of the node are seen
@@ -32,19 +32,12 @@ pub(super) struct Args {
 }
 
 /// # Errors
-/// Something could not be removed; the log names each.
+/// An agent runs, or something could not be removed; the log names each.
 pub(super) async fn run(args: Args) -> Result<()> {
     let finder = Finder::new(args.host_proc.clone());
     let plugin = cni::Settings::new(args.cni_socket, args.cni_conf_dir, args.cni_bin_dir, Vec::new());
     let probes = ProbeTable::new(Options::default(), args.host_proc, 1);
-    let namespaces = purge(&finder, &Nft::default(), &probes, &plugin).await?;
-    // An agent that was killed leaves it.
-    match std::fs::remove_file(&args.zds_socket) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Error::caused(&code::UNINSTALL, format!("remove {}", args.zds_socket.display()), error));
-        }
-        _ => {}
-    }
+    let namespaces = purge(&finder, &Nft::default(), &probes, &plugin, &args.zds_socket).await?;
     tracing::info!(namespaces, "nothing of Warren is left on this node");
     Ok(())
 }

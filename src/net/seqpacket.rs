@@ -2,8 +2,9 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -22,6 +23,12 @@ const CONTROL_SPACE: usize = nix::sys::socket::cmsg_space::<[i32; 253]>();
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
+
+/// Whoever listens lets others connect at once; the kernel makes them wait only when very many do.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Between two looks whether the own file is still there. A CNI call waits longer for its agent.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// A connected socket.
 #[derive(Debug)]
@@ -42,6 +49,26 @@ pub struct Packet {
 #[derive(Debug)]
 pub struct Listener {
     fd: AsyncFd<OwnedFd>,
+    file: Identity,
+}
+
+/// Tells a file from another that has its name later: device, inode, time at which it was made.
+type Identity = (u64, u64, i64, i64);
+
+/// Whether somebody listens on the socket file `path`.
+pub async fn is_alive(path: &Path) -> bool {
+    match tokio::time::timeout(CONNECT_LIMIT, Connection::connect(path)).await {
+        // Its queue is full.
+        Ok(Err(error)) => error.kind() == io::ErrorKind::WouldBlock,
+        Ok(Ok(_)) | Err(_) => true,
+    }
+}
+
+/// Ticks when one who listens should look by [`Listener::is_at`]: others who clean up may remove the file.
+pub fn look() -> tokio::time::Interval {
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    look
 }
 
 impl Connection {
@@ -116,7 +143,13 @@ impl Listener {
         // Nobody can connect before listen(), so there is no moment at which the file is open to others.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         listen(&fd, Backlog::new(BACKLOG)?)?;
-        Ok(Self { fd: watched(fd)? })
+        Ok(Self { fd: watched(fd)?, file: identity(path)? })
+    }
+
+    /// Whether `path` leads to this socket: nobody has removed its file or put another in its place. It may have been
+    /// renamed.
+    pub fn is_at(&self, path: &Path) -> bool {
+        identity(path).is_ok_and(|file| file == self.file)
     }
 
     /// The next connection. Safe to cancel.
@@ -136,6 +169,11 @@ impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.get_ref().as_fd()
     }
+}
+
+fn identity(path: &Path) -> io::Result<Identity> {
+    let meta = std::fs::symlink_metadata(path)?;
+    Ok((meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec()))
 }
 
 fn new_socket() -> io::Result<OwnedFd> {
@@ -247,5 +285,20 @@ mod tests {
         let _listener = Listener::bind(&path).expect("bind");
         assert_eq!(std::fs::metadata(&path).expect("socket file").permissions().mode() & 0o777, 0o600);
         assert_eq!(Listener::bind(&path).expect_err("taken").kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[tokio::test]
+    async fn a_listener_knows_its_file_and_others_whether_it_lives() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let (path, other) = (directory.path().join("s"), directory.path().join("t"));
+        assert!(!is_alive(&path).await, "there is no file");
+        let listener = Listener::bind(&path).expect("bind");
+        assert!(listener.is_at(&path) && is_alive(&path).await);
+        std::fs::rename(&path, &other).expect("rename");
+        assert!(!listener.is_at(&path) && listener.is_at(&other));
+        let successor = Listener::bind(&path).expect("bind");
+        assert!(!listener.is_at(&path) && successor.is_at(&path));
+        drop(successor);
+        assert!(!is_alive(&path).await, "a file that was left");
     }
 }

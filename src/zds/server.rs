@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use super::codec::WorkloadInfo;
 use crate::base::drain::Watch;
 use crate::base::{Error, Result, Str, code, deadline};
-use crate::net::seqpacket::{Connection, Listener};
+use crate::net::seqpacket::{self, Listener};
 use crate::net::{NetNs, netns::NetNsId};
 use table::Table;
 
@@ -136,23 +136,25 @@ impl Server {
     /// # Errors
     /// The file cannot be made, or another process listens there.
     pub async fn bind(path: &Path, handle: &Handle) -> Result<Self> {
-        let failed = |error| Error::caused(&code::BIND_FAILED, format!("listen on {}", path.display()), error);
-        if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory).map_err(failed)?;
-        }
-        remove_stale(path).await.map_err(failed)?;
-        let listener = Listener::bind(path).map_err(failed)?;
+        let listener = listen(path).await?;
         Ok(Self { path: path.to_owned(), listener, table: handle.table.clone() })
     }
 
-    /// Serves proxies until a drain starts.
-    pub async fn run(self, mut drain: Watch) {
+    /// Serves proxies until a drain starts. Makes the socket file anew when somebody has removed it.
+    pub async fn run(mut self, mut drain: Watch) {
         let free = Arc::new(Semaphore::new(MAX_SESSIONS));
         let mut sessions = JoinSet::new();
+        let mut look = seqpacket::look();
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
                 Some(_) = sessions.join_next() => continue,
+                _ = look.tick() => {
+                    if !self.listener.is_at(&self.path) {
+                        self.listen_again().await;
+                    }
+                    continue;
+                }
                 _ = drain.started() => return,
             };
             match (accepted, free.clone().try_acquire_owned()) {
@@ -172,13 +174,34 @@ impl Server {
             }
         }
     }
+
+    async fn listen_again(&mut self) {
+        match listen(&self.path).await {
+            Ok(listener) => {
+                tracing::warn!(socket = %self.path.display(), "somebody has removed the socket for proxies, it is there again");
+                self.listener = listener;
+            }
+            Err(error) => tracing::warn!(%error, "the socket for proxies is gone"),
+        }
+    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         // A successor finds a stale file just as well; leaving none is only neater.
-        let _ = std::fs::remove_file(&self.path);
+        if self.listener.is_at(&self.path) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
+}
+
+async fn listen(path: &Path) -> Result<Listener> {
+    let failed = |error| Error::caused(&code::BIND_FAILED, format!("listen on {}", path.display()), error);
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).map_err(failed)?;
+    }
+    remove_stale(path).await.map_err(failed)?;
+    Listener::bind(path).map_err(failed)
 }
 
 /// Removes a socket file that nobody listens on any more.
@@ -191,10 +214,10 @@ async fn remove_stale(path: &Path) -> io::Result<()> {
         }
         Ok(_) => {}
     }
-    match tokio::time::timeout(LIMIT, Connection::connect(path)).await {
-        Ok(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => std::fs::remove_file(path),
-        _ => Err(io::Error::new(io::ErrorKind::AddrInUse, "another agent listens there")),
+    if seqpacket::is_alive(path).await {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another agent listens there"));
     }
+    std::fs::remove_file(path)
 }
 
 fn session_ended() -> Error {

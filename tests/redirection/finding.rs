@@ -151,7 +151,7 @@ fn purge_cleans_where_no_process_runs() {
         std::fs::create_dir(at("conf")).expect("directory");
         let plugin = cni::Settings::new(at("cni.sock"), at("conf"), at("bin"), Vec::new());
         let probes = ProbeTable::new(Options::default(), proc.path().to_owned(), 1);
-        assert_eq!(world.wait(purge(&proc.finder, &Nft::default(), &probes, &plugin)).expect("purged"), 1);
+        assert_eq!(world.wait(purge(&proc.finder, &Nft::default(), &probes, &plugin, &at("zds.sock"))).expect("purged"), 1);
         world.until(State::Absent);
     });
 }

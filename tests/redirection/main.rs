@@ -9,6 +9,7 @@ mod enrolment;
 mod existing;
 mod finding;
 mod probes;
+mod removal;
 mod routing;
 mod sandboxes;
 mod visits;

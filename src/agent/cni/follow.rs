@@ -84,6 +84,13 @@ pub(super) async fn keep_state(bin_dir: PathBuf, mut state: watch::Receiver<Node
         tokio::select! {
             _ = drain.started() => ending = true,
             changed = state.changed() => ending = changed.is_err(),
+            () = tokio::time::sleep(POLL), if written.is_some() => {
+                if path.exists() {
+                    continue;
+                }
+                tracing::warn!(path = %path.display(), "somebody has removed the file, it is written again");
+                written = None;
+            }
         }
         if ending && !state.has_changed().unwrap_or(false) {
             return;
@@ -189,7 +196,7 @@ mod tests {
         keeper.await.expect("ends by itself");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn namespaces_are_written_down_and_one_that_joins_at_once() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let path = directory.path().join(outside::FILE);
@@ -204,6 +211,8 @@ mod tests {
             sender.send(state.clone()).expect("followed");
             until("it is written", || Outside::read(&path).is_ok_and(|read| read == state)).await;
         }
+        fs::remove_file(&path).expect("somebody removes it");
+        until("it is written again", || Outside::read(&path).is_ok_and(|read| read == names(&[]))).await;
         sender.send(names(&["d"])).expect("followed");
         assert!(trigger.drain(Duration::from_secs(5)).await, "the drain ends it");
         keeper.await.expect("ends by itself");

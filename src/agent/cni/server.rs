@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::base::drain::Watch;
 use crate::base::{Error, Result, code, deadline};
 use crate::cni::message::{Answer, Call};
 use crate::net::NetNs;
-use crate::net::seqpacket::{Connection, Listener, Packet};
+use crate::net::seqpacket::{self, Connection, Listener, Packet};
 
 /// Calls that are answered at the same time; more wait in the plugin.
 const MAX_CALLS: usize = 128;
@@ -33,6 +33,7 @@ const GRACE: Duration = Duration::from_millis(200);
 /// The listening socket.
 #[derive(Debug)]
 pub struct Server<S> {
+    path: PathBuf,
     listener: Listener,
     sandboxes: Arc<S>,
     metrics: Metrics,
@@ -48,13 +49,15 @@ impl<S: Sandboxes> Server<S> {
     /// BIND_FAILED with the kernel's answer.
     pub fn bind(path: &Path, sandboxes: Arc<S>, metrics: Metrics) -> Result<Self> {
         let listener = listen(path).map_err(|error| Error::caused(&code::BIND_FAILED, format!("listen on {}", path.display()), error))?;
-        Ok(Self { listener, sandboxes, metrics, owner: nix::unistd::geteuid().as_raw() })
+        Ok(Self { path: path.to_owned(), listener, sandboxes, metrics, owner: nix::unistd::geteuid().as_raw() })
     }
 
-    /// Answers until a drain starts. Calls that are open then end without an answer: the plugin asks the successor.
-    pub async fn run(self, mut drain: Watch) {
+    /// Answers until a drain starts. Calls that are open then end without an answer: the plugin asks the successor. Makes
+    /// the socket file anew when somebody has removed it.
+    pub async fn run(mut self, mut drain: Watch) {
         let permits = Arc::new(Semaphore::new(MAX_CALLS));
         let mut calls = JoinSet::new();
+        let mut look = seqpacket::look();
         loop {
             let next = async {
                 let permit = permits.clone().acquire_owned().await.ok()?;
@@ -63,6 +66,13 @@ impl<S: Sandboxes> Server<S> {
             let accepted = tokio::select! {
                 accepted = next => accepted,
                 Some(_) = calls.join_next() => continue,
+                _ = look.tick() => {
+                    // One that somebody else listens on is a newer agent's.
+                    if !self.listener.is_at(&self.path) && !seqpacket::is_alive(&self.path).await {
+                        self.listen_again();
+                    }
+                    continue;
+                }
                 _ = drain.started() => return,
             };
             match accepted {
@@ -83,6 +93,17 @@ impl<S: Sandboxes> Server<S> {
                 }
                 None => return,
             }
+        }
+    }
+
+    fn listen_again(&mut self) {
+        let socket = self.path.display();
+        match listen(&self.path) {
+            Ok(listener) => {
+                tracing::warn!(%socket, "somebody has removed the socket for CNI calls, it is there again");
+                self.listener = listener;
+            }
+            Err(error) => tracing::warn!(%socket, %error, "the socket for CNI calls is gone and cannot be made"),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Whether the agent is being replaced or Warren is being uninstalled: what becomes of the agent's own DaemonSet says it.
 
+use std::sync::Arc;
+
 use futures::{StreamExt, TryStreamExt};
 use kube::core::ApiResource;
 use kube::runtime::watcher::{self, Event, watcher};
@@ -8,8 +10,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::object::Meta;
-use super::{BACKOFF, CALL, WATCH_SECONDS};
+use super::{BACKOFF, CALL};
 use crate::base::{code, deadline};
+use crate::config::cluster::WATCH_PERIOD;
 
 /// The agent's own DaemonSet.
 const DAEMON_SET: &str = "warren-agent";
@@ -17,11 +20,12 @@ const DAEMON_SET: &str = "warren-agent";
 /// Watches the agent's own DaemonSet.
 ///
 /// Its removal is watched for, not only asked about at the end: what is removed together with it are the agent's rights
-/// to ask.
+/// to ask. Clones share what is known.
+#[derive(Clone)]
 pub struct Removal {
     client: Option<(Client, String)>,
     gone: watch::Receiver<bool>,
-    _watch: JoinSet<()>,
+    _watch: Arc<JoinSet<()>>,
 }
 
 impl std::fmt::Debug for Removal {
@@ -35,7 +39,7 @@ impl Removal {
     pub fn watch(client: Client, namespace: String) -> Self {
         let (sender, gone) = watch::channel(false);
         let api: Api<Meta> = Api::namespaced_with(client.clone(), &namespace, &kind());
-        let config = watcher::Config::default().timeout(WATCH_SECONDS).fields(&format!("metadata.name={DAEMON_SET}"));
+        let config = watcher::Config::default().timeout(WATCH_PERIOD).fields(&format!("metadata.name={DAEMON_SET}"));
         let mut task = JoinSet::new();
         task.spawn(async move {
             let mut events = std::pin::pin!(watcher(api, config).into_stream());
@@ -58,17 +62,24 @@ impl Removal {
                 }
             }
         });
-        Self { client: Some((client, namespace)), gone, _watch: task }
+        Self { client: Some((client, namespace)), gone, _watch: Arc::new(task) }
     }
 
     /// Nothing is watched: the agent's end is its removal.
     pub fn at_end() -> Self {
-        Self { client: None, gone: watch::channel(false).1, _watch: JoinSet::new() }
+        Self { client: None, gone: watch::channel(false).1, _watch: Arc::default() }
     }
 
     /// Returns when Warren is being removed, which may be never.
     pub async fn started(&mut self) {
         if self.gone.wait_for(|gone| *gone).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Returns when what was being removed is there again, which may be never.
+    pub async fn undone(&mut self) {
+        if self.gone.wait_for(|gone| !*gone).await.is_err() {
             std::future::pending::<()>().await;
         }
     }
@@ -95,6 +106,6 @@ impl Removal {
     }
 }
 
-fn kind() -> ApiResource {
+pub(super) fn kind() -> ApiResource {
     ApiResource::erase::<k8s_openapi::api::apps::v1::DaemonSet>(&())
 }

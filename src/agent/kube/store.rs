@@ -6,7 +6,7 @@ use kube::runtime::watcher::Event;
 
 use super::object::{Meta, Pod};
 use crate::agent::discovery;
-use crate::agent::enrolment::{self, Existing, MODE, Map, Membership, Subject};
+use crate::agent::enrolment::{self, AMBIENT, Existing, MODE, Map, Membership, Subject};
 use crate::base::Str;
 use crate::zds::WorkloadInfo;
 
@@ -27,16 +27,21 @@ pub struct Rules {
     pub existing: Existing,
 }
 
-/// The pods of the node and all namespaces, cut down to what decides.
+/// The pods of the node, all namespaces, and the pods of the cluster that ask for the mesh by their own label: cut down to
+/// what decides.
 #[derive(Debug)]
 pub(super) struct Store {
     rules: Rules,
     pods: BTreeMap<Str, Record>,
     namespaces: BTreeMap<String, Namespace>,
+    /// The namespaces of pods that ask for the mesh, on whatever node, by UID.
+    asking: BTreeMap<Str, Str>,
     /// Being listed: what was not named when the list ends is gone.
     listing_pods: Option<BTreeSet<Str>>,
     listing_namespaces: Option<BTreeSet<String>>,
+    listing_asking: Option<BTreeSet<Str>>,
     synced: (bool, bool),
+    asking_synced: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -63,59 +68,38 @@ impl Store {
             rules,
             pods: BTreeMap::new(),
             namespaces: BTreeMap::new(),
+            asking: BTreeMap::new(),
             listing_pods: None,
             listing_namespaces: None,
+            listing_asking: None,
             synced: (false, false),
+            asking_synced: false,
         }
     }
 
-    /// Both lists have been read once.
+    /// The pods of the node and the namespaces have been read once.
     pub(super) fn is_synced(&self) -> bool {
         self.synced == (true, true)
     }
 
     pub(super) fn pod_event(&mut self, event: Event<Pod>) {
-        match event {
-            Event::Init => self.listing_pods = Some(BTreeSet::new()),
-            Event::InitApply(pod) | Event::Apply(pod) => {
-                let Some(uid) = pod.metadata.uid.as_deref().map(Str::from) else { return };
-                if let Some(listed) = &mut self.listing_pods {
-                    listed.insert(uid.clone());
-                }
-                self.pods.insert(uid, record(pod));
-            }
-            Event::Delete(pod) => {
-                pod.metadata.uid.and_then(|uid| self.pods.remove(uid.as_str()));
-            }
-            Event::InitDone => {
-                if let Some(listed) = self.listing_pods.take() {
-                    self.pods.retain(|uid, _| listed.contains(uid));
-                }
-                self.synced.0 = true;
-            }
-        }
+        let uid = |pod: &Pod| pod.metadata.uid.as_deref().map(Str::from);
+        self.synced.0 |= keep(&mut self.pods, &mut self.listing_pods, event, uid, record);
     }
 
     pub(super) fn namespace_event(&mut self, event: Event<Meta>) {
-        match event {
-            Event::Init => self.listing_namespaces = Some(BTreeSet::new()),
-            Event::InitApply(meta) | Event::Apply(meta) => {
-                let Some(name) = meta.metadata.name.clone() else { return };
-                if let Some(listed) = &mut self.listing_namespaces {
-                    listed.insert(name.clone());
-                }
-                self.namespaces.insert(name, namespace(&meta));
-            }
-            Event::Delete(meta) => {
-                meta.metadata.name.and_then(|name| self.namespaces.remove(&name));
-            }
-            Event::InitDone => {
-                if let Some(listed) = self.listing_namespaces.take() {
-                    self.namespaces.retain(|name, _| listed.contains(name));
-                }
-                self.synced.1 = true;
-            }
-        }
+        let name = |meta: &Meta| meta.metadata.name.clone();
+        self.synced.1 |= keep(&mut self.namespaces, &mut self.listing_namespaces, event, name, |meta| namespace(&meta));
+    }
+
+    /// A pod with the label `ambient`, on whatever node. Returns whether [`Self::namespaces`] may have changed: most that
+    /// happens to such a pod is of no interest.
+    pub(super) fn asking_event(&mut self, event: Event<Meta>) -> bool {
+        let (before, is_change) = (self.asking.len(), matches!(event, Event::Apply(_) | Event::Delete(_)));
+        let uid = |meta: &Meta| meta.metadata.uid.as_deref().map(Str::from);
+        let namespace = |meta: Meta| meta.metadata.namespace.unwrap_or_default().into();
+        self.asking_synced |= keep(&mut self.asking, &mut self.listing_asking, event, uid, namespace);
+        !is_change || self.asking.len() != before
     }
 
     /// All pods of the node that have not ended. One whose namespace is not known yet is not in the mesh.
@@ -156,12 +140,17 @@ impl Store {
         }
     }
 
-    /// The namespaces that are known, each with whether its label says ambient, or that of a pod of the node that is in it.
+    /// All namespaces, each with whether its label says ambient, or that of a pod that is in it. None before all is known.
     pub(super) fn namespaces(&self) -> BTreeMap<String, bool> {
-        let labelled = |labels: &Map| labels.get(MODE).is_some_and(|mode| mode == "ambient");
+        if !self.is_synced() || !self.asking_synced {
+            return BTreeMap::new();
+        }
+        let labelled = |labels: &Map| labels.get(MODE).is_some_and(|mode| mode == AMBIENT);
         let all = self.namespaces.iter().map(|(name, namespace)| (name.clone(), labelled(&namespace.labels)));
+        // This node's own pods may be seen a moment earlier by the other watch.
         let pods = self.pods.values().filter(|record| !record.over && labelled(&record.labels));
-        all.chain(pods.map(|record| (record.pod.info.namespace.clone(), true))).collect()
+        let asking = self.asking.values().map(|namespace| namespace.to_string());
+        all.chain(pods.map(|record| record.pod.info.namespace.clone()).chain(asking).map(|name| (name, true))).collect()
     }
 
     fn membership(&self, record: &Record, namespace: Option<&Namespace>) -> Membership {
@@ -183,6 +172,36 @@ impl Store {
         pod.existing = enrolment::existing(&record.annotations, namespace.and_then(|namespace| namespace.existing), self.rules.existing);
         pod
     }
+}
+
+/// Takes an event into all that a watch has told. `listing` is what is being listed. Returns whether a list is complete.
+fn keep<T, K: Ord + Clone, V>(
+    all: &mut BTreeMap<K, V>,
+    listing: &mut Option<BTreeSet<K>>,
+    event: Event<T>,
+    key: impl Fn(&T) -> Option<K>,
+    value: impl Fn(T) -> V,
+) -> bool {
+    match event {
+        Event::Init => *listing = Some(BTreeSet::new()),
+        Event::InitApply(object) | Event::Apply(object) => {
+            let Some(key) = key(&object) else { return false };
+            if let Some(listed) = listing {
+                listed.insert(key.clone());
+            }
+            all.insert(key, value(object));
+        }
+        Event::Delete(object) => {
+            key(&object).and_then(|key| all.remove(&key));
+        }
+        Event::InitDone => {
+            if let Some(listed) = listing.take() {
+                all.retain(|key, _| listed.contains(key));
+            }
+            return true;
+        }
+    }
+    false
 }
 
 /// What the API says about a pod.
@@ -276,7 +295,6 @@ mod tests {
         assert_eq!(ambient(&store), [("a".into(), true), ("b".into(), false)]);
         assert!(store.pod("", "shop", "name-a").is_some_and(|pod| pod.ambient), "runtimes that do not tell the UID");
         assert!(store.pod("other", "shop", "name-a").is_none());
-        assert_eq!(store.namespaces(), [("shop".to_owned(), true)].into());
         store.namespace_event(Event::Delete(shop("ambient")));
         assert_eq!(ambient(&store), [("a".into(), false), ("b".into(), false)]);
     }
@@ -294,6 +312,38 @@ mod tests {
             pod.metadata.annotations = serde_json::from_value(annotations).expect("annotations");
             assert_eq!(*record(pod).pod.runtime_uid, *expected, "{name}");
         }
+    }
+
+    #[test]
+    fn a_namespace_is_outside_only_when_no_pod_in_it_asks_for_the_mesh_on_any_node() {
+        let mut store = Store::new(Rules::default());
+        let asking = |uid: &str| {
+            let meta = json!({"metadata": {"uid": uid, "name": uid, "namespace": "shop", "labels": {MODE: "ambient"}}});
+            serde_json::from_value::<Meta>(meta).expect("a pod's metadata")
+        };
+        let known = |inside| BTreeMap::from([("shop".to_owned(), inside)]);
+        list(&mut store, []);
+        for event in [Event::Init, Event::InitApply(shop("")), Event::InitDone] {
+            store.namespace_event(event);
+        }
+        assert!(store.is_synced());
+        assert_eq!(store.namespaces(), BTreeMap::new(), "pods of other nodes are not known yet");
+        for event in [Event::Init, Event::InitApply(asking("a")), Event::InitDone] {
+            assert!(store.asking_event(event));
+        }
+        assert_eq!(store.namespaces(), known(true), "by a pod of another node");
+        assert!(!store.asking_event(Event::Apply(asking("a"))), "it has only become ready, say");
+        assert!(store.asking_event(Event::Apply(asking("b"))));
+        store.asking_event(Event::Delete(asking("a")));
+        assert_eq!(store.namespaces(), known(true), "there is another");
+        assert!(store.asking_event(Event::Delete(asking("b"))));
+        assert_eq!(store.namespaces(), known(false));
+        store.pod_event(Event::Apply(pod("c", "ambient", "Running")));
+        assert_eq!(store.namespaces(), known(true), "by a pod of this node");
+        store.pod_event(Event::Apply(pod("c", "ambient", "Succeeded")));
+        assert_eq!(store.namespaces(), known(false));
+        store.namespace_event(Event::Apply(shop("ambient")));
+        assert_eq!(store.namespaces(), known(true), "by its own label");
     }
 
     #[test]

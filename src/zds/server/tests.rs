@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::base::drain;
+use crate::net::seqpacket::Connection;
 use crate::zds::codec::{self, Answer, Request};
 
 struct Agent {
@@ -188,4 +189,30 @@ async fn a_stale_socket_is_replaced_a_live_one_and_a_file_are_not() {
     std::fs::write(&path, "precious").expect("file");
     Server::bind(&path, &Handle::new()).await.expect_err("a file");
     assert_eq!(std::fs::read(&path).expect("file"), b"precious");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_socket_file_that_somebody_removed_is_made_again_unless_another_listens() {
+    let agent = agent(&["a"]).await;
+    for _ in 0..2 {
+        std::fs::remove_file(&agent.path).expect("remove");
+        until_file(&agent.path, true).await;
+        assert_eq!(Proxy::connect(&agent).await.snapshot().await, ["add a", "snapshot"]);
+    }
+    std::fs::remove_file(&agent.path).expect("remove");
+    let other = Listener::bind(&agent.path).expect("another agent listens");
+    tokio::time::sleep(LIMIT * 4).await;
+    assert!(other.is_at(&agent.path), "it is left alone");
+    drop(agent._drain);
+    tokio::time::sleep(LIMIT).await;
+    assert!(other.is_at(&agent.path), "also at the end");
+}
+
+async fn until_file(path: &Path, there: bool) {
+    soon(async {
+        while path.exists() != there {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
 }

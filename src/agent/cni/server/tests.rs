@@ -84,3 +84,24 @@ async fn nonsense_gets_no_answer() {
     }
     assert_eq!(ask(&path, &call(1000), Some(&own)).await, Some(Answer::Enrolled));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_socket_file_that_somebody_removed_is_made_again_unless_another_listens() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("cni.sock");
+    let (_trigger, watch) = drain::new();
+    let server = Server::bind(&path, Arc::new(All), Metrics::default()).expect("bind");
+    tokio::spawn(server.run(watch));
+    let own = NetNs::current().expect("own namespace");
+    std::fs::remove_file(&path).expect("remove");
+    let again = async {
+        while !path.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), again).await.expect("in time");
+    assert_eq!(ask(&path, &call(1000), Some(&own)).await, Some(Answer::Enrolled));
+    let other = listen(&path).expect("a newer agent listens");
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert!(other.is_at(&path), "it is left alone");
+}

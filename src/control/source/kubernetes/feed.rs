@@ -7,13 +7,11 @@ use futures::{Stream, StreamExt};
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
 
+use crate::config::cluster::WATCH_PERIOD;
 use crate::control::api;
 use crate::control::kubernetes::Watched;
 use crate::control::objects::{Change, Id, Mesh};
 use crate::control::status::Wishes;
-
-/// A watch is asked for again after this long, seconds. One that is silent for longer is broken.
-const WATCH_PERIOD: u32 = 60;
 
 /// Objects in one answer when all are listed.
 const PAGE: u32 = 250;
