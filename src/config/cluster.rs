@@ -73,13 +73,12 @@ mod tests {
     use k8s_openapi::api::core::v1::Pod;
     use kube::Api;
     use kube::api::ListParams;
-    use tokio::net::TcpListener;
 
     use super::*;
 
     #[tokio::test(start_paused = true)]
     async fn a_list_that_is_not_answered_fails() {
-        let silent = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
         let url = format!("http://{}", silent.local_addr().expect("address"));
         let pods: Api<Pod> = Api::all(prompt(Config::new(url.parse().expect("a URL"))).expect("a client"));
         let list = tokio::time::timeout(SILENCE_LIMIT * 5, pods.list(&ListParams::default())).await;
