@@ -25,7 +25,7 @@ pub enum Priority {
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 
 /// Longest interval after failures, before jitter.
-const BACKOFF_MAX: Duration = Duration::from_secs(150);
+const BACKOFF_MAX: Duration = Duration::from_secs(15);
 
 /// A certificate that is past its half life on arrival is not renewed faster than this.
 const SHORTEST_RENEWAL: Duration = Duration::from_secs(1);

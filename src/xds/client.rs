@@ -32,8 +32,8 @@ use session::End;
 /// First pause after a failure; doubled for each further one.
 const BACKOFF_START: Duration = Duration::from_millis(10);
 
-/// Longest pause between two attempts.
-const BACKOFF_MAX: Duration = Duration::from_secs(15);
+/// Longest pause between two attempts: a proxy that hears nothing sends to pods that it does not know as to strangers.
+const BACKOFF_MAX: Duration = Duration::from_secs(4);
 
 /// Who is asking, as the control plane wants to know it.
 #[derive(Clone, Debug, Default)]

@@ -46,5 +46,6 @@ class Load:
 @contextlib.contextmanager
 def meshed_pair(world, namespace, **more):
     with world.namespace(namespace, ambient=True) as ns:
+        world.warren.synced()
         client, server = world.pair(ns, **more)
         yield (ns, *world.warren.captured(client, server))

@@ -59,6 +59,14 @@ class Warren:
             wanted = 2 * len(self.kube.nodes()) + 1
             return len(pods) >= wanted and all(is_ready(p) for p in pods)
         wait("Ready pods of Warren", all_ready, seconds)
+        self.synced(seconds)
+
+    def synced(self, seconds=30):
+        """Waits until every proxy hears from the control plane: one that does not sends to new pods as to strangers."""
+        def all_connected():
+            clients = sum(v for k, v in self.metrics("control").items() if k.startswith("warren_control_clients"))
+            return clients >= len(self.pods("proxy"))
+        wait("discovery streams of all proxies", all_connected, seconds)
 
     def log(self, role, node=None, since=None, previous=False):
         text = ""

@@ -33,11 +33,14 @@ def tell(world):
         finally:
             scale(kube, 2)
             kube.rollout(NAMESPACE, "deployment/warren-control")
+            back = time.monotonic()
+        world.warren.synced()
+        back = time.monotonic() - back
         check(not load.new["failed"] and not load.long["failed"], f"traffic suffered: {load.said()}")
         works = known["status"]["phase"] == "Succeeded"
         check(works, f"a new pod of an account that is on the node got no answer: {got}")
     world.row("a new pod while the control plane is away, its account known", f"works, first echo after {got['max_us'] / 1000:.0f} ms" if works else "no answer", "works", works)
-    return f"away {AWAY} s: {load.said()}; new pod of a known account answered after {got['max_us'] / 1000:.0f} ms, of an unknown one once control was back"
+    return f"away {AWAY} s: {load.said()}; new pod of a known account answered after {got['max_us'] / 1000:.0f} ms, of an unknown one once control was back; proxies heard of it {back:.1f} s after its rollout"
 
 
 def scale(kube, replicas):

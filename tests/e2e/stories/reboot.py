@@ -11,6 +11,7 @@ NEEDS = ("reboot", "wire", "node")
 
 def tell(world):
     kube, warren = world.kube, world.warren
+    warren.synced()
     with world.namespace("e2e-reboot", ambient=True) as ns:
         kube.create(apps.server(ns, "far", world.node_a), apps.server(ns, "server", world.node_b), apps.service(ns, "server"), apps.client(ns, "client", world.node_a))
         far, server, client = warren.captured(*kube.ready(f"{ns}/far", f"{ns}/server", f"{ns}/client"))
