@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -198,7 +199,7 @@ fn establish(node: &Node, known: Option<Found>, pods: &BTreeSet<IpAddr>, options
     };
     match put(&found.known.sender, pods, options) {
         // Kernels before 5.13 do not look at control groups.
-        Err(error) if matches!(found.known.sender, Sender::Group { .. }) => {
+        Err(error) if matches!(found.known.sender, Sender::Group { .. }) && is_unsupported(&error) => {
             let why = format!("the kernel does not take rules about control group {}: {error}", found.known.why);
             let known = Known { sender: Sender::User(found.process.user), why };
             put(&known.sender, pods, options)?;
@@ -206,6 +207,18 @@ fn establish(node: &Node, known: Option<Found>, pods: &BTreeSet<IpAddr>, options
         }
         result => result.map(|()| found),
     }
+}
+
+/// Whether the kernel does not know what it is asked for: any other failure may be over the next time, and opens nothing.
+fn is_unsupported(error: &Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(errno) = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error) {
+            return [Errno::EOPNOTSUPP, Errno::ENOENT, Errno::EINVAL, Errno::EAFNOSUPPORT].contains(&Errno::from_raw(errno));
+        }
+        cause = error.source();
+    }
+    false
 }
 
 fn put(sender: &Sender, pods: &BTreeSet<IpAddr>, options: &Options) -> Result<()> {

@@ -125,7 +125,11 @@ impl Task {
     }
 
     /// Takes what is wanted now; tells whether that is something else.
-    pub(super) fn update(&mut self, pod: Pod) -> bool {
+    pub(super) fn update(&mut self, mut pod: Pod) -> bool {
+        if pod.ips.is_empty() && self.wanted.given.is_some() {
+            // The API learns them later than the call that has handed the sandbox over.
+            pod.ips.clone_from(&self.wanted.pod.ips);
+        }
         let other = !self.wanted.pod.wants_the_same(&pod) || self.wanted.gone;
         if pod.ambient {
             self.wanted.given.take_if(|given| given.empty);
