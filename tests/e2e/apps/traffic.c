@@ -96,6 +96,8 @@ static void fail(struct conn *c, int e) { note_failure(e); drop(c); }
 static int ascending(const void *a, const void *b) { return *(const int *)a - *(const int *)b; }
 
 static int report(void) {
+    long t = now();
+    if (last_ok && t - last_ok > longest_gap) longest_gap = t - last_ok; // away until the end
     qsort(samples, sampled, sizeof *samples, ascending);
     printf("{\"started\":%ld,\"ok\":%ld,\"failed\":%ld", started, ok, failed);
     for (int i = 0; i <= OTHER; i++) printf(",\"%s\":%ld", names[i], errors[i]);
@@ -143,6 +145,7 @@ static int watch_stdin(void) {
 
 /* RATE new connections a second (held = 0), or `held` connections with an echo every 10 ms. */
 static int drive(long rate, int held, long seconds, long timeout) {
+    last_ok = now(); // a first answer that is late is a gap too
     long begin = now(), end = begin + seconds * 1000000, next = begin;
     int input = watch_stdin();
     for (int i = 0; i < held; i++) start(&conns[i]);
