@@ -32,7 +32,7 @@ impl Watched for api::Service {
             hostname: format!("{}.{}.{DOMAIN}", id.name, id.namespace).into(),
             id,
             vips: self.vips()?,
-            ports: spec.ports.iter().flatten().map(port).collect(),
+            ports: spec.ports.iter().flatten().filter_map(port).collect(),
             selector: spec.selector.iter().flatten().collect(),
             families: families(spec.ip_families.as_deref().unwrap_or_default()),
             local: spec.internal_traffic_policy.as_deref() == Some("Local"),
@@ -55,21 +55,23 @@ impl api::Service {
     }
 }
 
-fn port(port: &api::ServicePort) -> Port {
-    Port {
+/// `None`: its number or its target's is none of a port.
+fn port(port: &api::ServicePort) -> Option<Port> {
+    let number = port.port?;
+    Some(Port {
         name: port.name.as_deref().unwrap_or_default().into(),
-        port: port.port,
+        port: number,
         target: match &port.target_port {
-            None | Some(api::TargetPort::Number(0)) => Target::Number(port.port),
-            Some(api::TargetPort::Number(number)) => Target::Number(*number),
+            None | Some(api::TargetPort::Number(0)) => Target::Number(number),
+            Some(api::TargetPort::Number(target)) => Target::Number(u16::try_from(*target).ok()?),
             Some(api::TargetPort::Name(name)) => Target::Name(name.as_str().into()),
         },
-        protocol: protocol(port),
-    }
+        protocol: protocol(port, number),
+    })
 }
 
 /// What is said to be spoken, by `appProtocol` or by the port's name up to its first `-`.
-fn protocol(port: &api::ServicePort) -> AppProtocol {
+fn protocol(port: &api::ServicePort, number: u16) -> AppProtocol {
     if port.protocol.as_deref() == Some("UDP") {
         return AppProtocol::Unknown;
     }
@@ -91,7 +93,7 @@ fn protocol(port: &api::ServicePort) -> AppProtocol {
         "tcp" => AppProtocol::Tcp,
         "tls" | "https" => AppProtocol::Tls,
         "udp" | "mongo" | "redis" | "mysql" | "hbone" | "http_proxy" => AppProtocol::Unknown,
-        _ if SERVER_FIRST.contains(&port.port) => AppProtocol::Tcp,
+        _ if SERVER_FIRST.contains(&number) => AppProtocol::Tcp,
         _ => AppProtocol::Unknown,
     }
 }

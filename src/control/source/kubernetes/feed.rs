@@ -72,8 +72,7 @@ pub(super) struct Feed<W: Watched> {
 
 impl<W: Watched> Feed<W> {
     pub(super) fn new(client: Client, mesh: Mesh, wishes: Wishes) -> Self {
-        let config = watcher::Config::default().timeout(WATCH_PERIOD).page_size(PAGE);
-        let events = watcher::watcher(Api::<W>::all(client.clone()), config).boxed();
+        let events = events(&client);
         Self { client, mesh, wishes, events, listed: Vec::new(), pause: None, failures: 0, is_defined: false, absences: 0 }
     }
 
@@ -124,6 +123,11 @@ impl<W: Watched> Feed<W> {
                     self.pause = Some(pause(self.failures));
                     self.failures = self.failures.saturating_add(1);
                     tracing::debug!(kind = %W::KIND, %error, failures = self.failures, "watching");
+                    if is_unreadable(&error) {
+                        // The watch would go on without it: only a list tells what it was.
+                        self.events = events(&self.client);
+                        return Signal::Failed("a change cannot be read; all are listed anew".to_owned());
+                    }
                     // Servers close watches as they like; what fails again at once is a fault.
                     if self.failures > 1 {
                         return Signal::Failed(api::watch_failed("watching", error).to_string());
@@ -169,6 +173,11 @@ impl<W: Watched> Feed<W> {
     }
 }
 
+fn events<W: Watched>(client: &Client) -> BoxStream<'static, watcher::Result<Event<W>>> {
+    let config = watcher::Config::default().timeout(WATCH_PERIOD).page_size(PAGE);
+    watcher::watcher(Api::<W>::all(client.clone()), config).boxed()
+}
+
 async fn answers(client: &Client) -> bool {
     matches!(tokio::time::timeout(PROBE_LIMIT, client.apiserver_version()).await, Ok(Ok(_)))
 }
@@ -177,6 +186,15 @@ async fn answers(client: &Client) -> bool {
 fn pause(failures: u32) -> Duration {
     let longest = FIRST_PAUSE.saturating_mul(1 << failures.min(10)).min(LONGEST_PAUSE);
     longest.mul_f64(rand::random_range(0.5..=1.0))
+}
+
+/// What the library cannot read of a watch it may take for a status without a code.
+fn is_unreadable(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::WatchFailed(kube::Error::SerdeError(_)) => true,
+        watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code == 0,
+        _ => false,
+    }
 }
 
 fn is_absent(error: &watcher::Error) -> bool {

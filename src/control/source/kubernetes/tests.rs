@@ -20,6 +20,7 @@ use super::*;
 use crate::base::drain;
 use crate::control::accept;
 use crate::control::index::{Indexer, Type};
+use crate::control::objects::{Object, Version};
 use crate::telemetry::http;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -242,4 +243,52 @@ async fn a_kind_that_cannot_be_read_keeps_the_first_batch_back_and_is_named() {
     assert!(error.detail().starts_with("Pod not read within 10s: Pod: "), "{error}");
     server.cluster.lock().kinds.insert("pods", BTreeMap::new());
     next(&mut source).await;
+}
+
+#[tokio::test]
+async fn a_number_that_is_no_port_takes_away_nothing_but_itself() {
+    let slice = |name: &str, port: i64| {
+        json!({"metadata": {"namespace": "a", "name": name, "labels": {"kubernetes.io/service-name": "s"}}, "addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.0.0.9"]}], "ports": [{"name": "bad", "port": port}, {"name": "good", "port": 80}]})
+    };
+    let ports = |change: &Change| match change {
+        Change::Put(Version::Good(Object::EndpointSlice(slice))) => vec![slice.ports.clone()],
+        Change::Replace(Kind::EndpointSlice, versions) => {
+            let slices = versions.iter().filter_map(|version| match version {
+                Version::Good(Object::EndpointSlice(slice)) => Some(slice.ports.clone()),
+                _ => None,
+            });
+            slices.collect()
+        }
+        _ => Vec::new(),
+    };
+    let server = Server::start(&ALL).await;
+    server.put("endpointslices", slice("high", 70000));
+    server.put("services", json!({"metadata": {"namespace": "a", "name": "s"}, "spec": {"ports": [{"port": 1, "targetPort": 65536}]}}));
+    let mut wrong = pod("p", "10.0.0.1");
+    wrong["spec"]["containers"][0]["ports"] = json!([{"name": "x", "containerPort": -1}]);
+    server.put("pods", wrong);
+    let mut source = server.source();
+    let first = next(&mut source).await;
+    assert_eq!(first.changes.iter().flat_map(ports).collect::<Vec<_>>(), [[("good".into(), 80)]]);
+    server.put("endpointslices", slice("low", -1));
+    let second = next(&mut source).await;
+    assert_eq!(second.changes.iter().flat_map(ports).collect::<Vec<_>>(), [[("good".into(), 80)]]);
+}
+
+#[tokio::test]
+async fn what_a_watch_cannot_read_is_told_and_listed_anew() {
+    let server = Server::start(&ALL).await;
+    let mut source = server.source();
+    let mut indexer = Indexer::default();
+    let first = next(&mut source).await;
+    indexer.apply(&first.mesh, first.changes);
+    let mut broken = pod("p", "10.0.0.1");
+    broken["spec"] = json!("nonsense");
+    server.put("pods", broken);
+    until(&mut source, &mut indexer, |batch, _| batch.fault.as_ref().is_some_and(|fault| fault.contains("Pod"))).await;
+    // Nothing is said of it again: it is in the list.
+    server.cluster.lock().kinds.get_mut("pods").unwrap().insert("p".to_owned(), pod("p", "10.0.0.1"));
+    until(&mut source, &mut indexer, |batch, _| batch.fault.is_none()).await;
+    assert!(has(&indexer, Type::Address, "Kubernetes//Pod/a/p"));
 }
