@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
+use kube::error::DiscoveryError;
 use kube::runtime::watcher::{self, Event};
-use kube::{Api, Client};
+use kube::{Api, Client, discovery};
 
+use crate::base::{Result, code, deadline};
 use crate::control::api;
 use crate::control::kubernetes::Watched;
 use crate::control::objects::{Change, Id, Mesh};
@@ -24,6 +26,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// A kind that is not defined is looked for this often.
 const ABSENT_PAUSE: Duration = Duration::from_secs(5);
+
+/// For looking whether it is there in another version.
+const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
 /// A kind that was defined must be missing as often before its objects count as gone: without policies all is open.
 const ABSENCES: u32 = 6;
@@ -110,6 +115,13 @@ impl<W: Watched> Feed<W> {
                 Some(Err(error)) if W::IS_CUSTOM && is_absent(&error) => {
                     self.pause = Some(ABSENT_PAUSE);
                     self.failures = 0;
+                    // When it is there again, all are listed.
+                    self.events = events(&self.client);
+                    match served::<W>(&self.client).await {
+                        Ok(versions) if versions.is_empty() => {}
+                        Ok(versions) => return Signal::Failed(in_versions::<W>(&versions)),
+                        Err(error) => return Signal::Failed(error.to_string()),
+                    }
                     self.absences = self.absences.saturating_add(1);
                     if self.is_defined && self.absences < ABSENCES {
                         return Signal::Failed("it is no longer defined in the cluster".to_owned());
@@ -176,6 +188,24 @@ impl<W: Watched> Feed<W> {
 fn events<W: Watched>(client: &Client) -> BoxStream<'static, watcher::Result<Event<W>>> {
     let config = watcher::Config::default().timeout(WATCH_PERIOD).page_size(PAGE);
     watcher::watcher(Api::<W>::all(client.clone()), config).boxed()
+}
+
+/// The versions in which the cluster has this kind.
+async fn served<W: Watched>(client: &Client) -> Result<Vec<String>> {
+    let what = "look for the kind among /apis";
+    match deadline(LOOK_LIMIT, &code::API_UNAVAILABLE, what, discovery::group(client, &W::group(&()))).await? {
+        Ok(group) => {
+            let has_it = |version: &&str| group.versioned_resources(version).iter().any(|(resource, _)| resource.plural == W::plural(&()));
+            Ok(group.versions().filter(has_it).map(str::to_owned).collect())
+        }
+        Err(kube::Error::Discovery(DiscoveryError::MissingApiGroup(_))) => Ok(Vec::new()),
+        Err(error) => Err(api::failed(what, error)),
+    }
+}
+
+fn in_versions<W: Watched>(served: &[String]) -> String {
+    let (group, version, served) = (W::group(&()), <W as kube::Resource>::version(&()), served.join(", "));
+    format!("the cluster serves {group} as {served}, and {version} is read: bring its CRDs up to date")
 }
 
 async fn answers(client: &Client) -> bool {
