@@ -1,5 +1,6 @@
 //! Services and their slices.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -32,7 +33,7 @@ impl Watched for api::Service {
             hostname: format!("{}.{}.{DOMAIN}", id.name, id.namespace).into(),
             id,
             vips: self.vips()?,
-            ports: spec.ports.iter().flatten().filter_map(port).collect(),
+            ports: ports(spec.ports.as_deref().unwrap_or_default()),
             selector: spec.selector.iter().flatten().collect(),
             families: families(spec.ip_families.as_deref().unwrap_or_default()),
             local: spec.internal_traffic_policy.as_deref() == Some("Local"),
@@ -53,6 +54,15 @@ impl api::Service {
         let texts = texts.into_iter().filter(|text| !text.is_empty() && *text != "None");
         texts.map(|text| text.parse().map_err(|_| format!("the address {text:?} is none").into())).collect()
     }
+}
+
+/// Proxies know a port by its number alone. What is not TCP must not take the place of what is; where both lead to the
+/// same port, both are sent as they are.
+fn ports(all: &[api::ServicePort]) -> Vec<Port> {
+    let is_tcp = |port: &api::ServicePort| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP");
+    let tcp: BTreeMap<u16, Target> = all.iter().filter(|port| is_tcp(port)).filter_map(port).map(|port| (port.port, port.target)).collect();
+    let is_hidden = |port: &Port| tcp.get(&port.port).is_some_and(|target| *target != port.target);
+    all.iter().filter_map(|spec| port(spec).filter(|port| is_tcp(spec) || !is_hidden(port))).collect()
 }
 
 /// `None`: its number or its target's is none of a port.
@@ -139,5 +149,29 @@ impl Watched for api::EndpointSlice {
         let ports = self.ports.iter().flatten().filter(is_tcp);
         let ports = ports.filter_map(|port| Some((port.name.as_deref().unwrap_or_default().into(), port.port?))).collect();
         Ok(Some(Object::EndpointSlice(Arc::new(EndpointSlice { id, service: service.clone(), ports, endpoints }))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_number_that_tcp_and_udp_share_leads_where_tcp_leads() {
+        let of = |ports: &serde_json::Value| -> Vec<(u16, Target)> {
+            let read: Vec<api::ServicePort> = serde_json::from_value(ports.clone()).unwrap();
+            super::ports(&read).into_iter().map(|port| (port.port, port.target)).collect()
+        };
+        let port = |protocol: &str, target: serde_json::Value| json!({"port": 443, "protocol": protocol, "targetPort": target});
+        let (tcp, udp) = (port("TCP", json!(8443)), port("UDP", json!(8444)));
+        let expected = [(443, Target::Number(8443))];
+        assert_eq!(of(&json!([tcp, udp])), expected);
+        assert_eq!(of(&json!([udp, tcp])), expected);
+        assert_eq!(of(&json!([{"port": 443, "targetPort": 8443}, udp])), expected, "what says nothing is TCP");
+        assert_eq!(of(&json!([tcp, port("UDP", json!("quic"))])), expected);
+        assert_eq!(of(&json!([udp])), [(443, Target::Number(8444))], "alone it stays");
+        assert_eq!(of(&json!([port("UDP", json!(8443)), tcp])).len(), 2, "the same port is sent twice, as istiod does");
     }
 }
