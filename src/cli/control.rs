@@ -1,6 +1,6 @@
 //! `warren control`: the control plane.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
@@ -23,8 +23,8 @@ pub struct Args {
     #[arg(long, value_name = "SOURCE")]
     pub source: Location,
 
-    /// The port of discovery and certificates.
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15012")]
+    /// The port of discovery and certificates. Without IPv6, [::] stands for 0.0.0.0.
+    #[arg(long, value_name = "ADDRESS", default_value = "[::]:15012")]
     pub listen: SocketAddr,
 
     /// Holds ca/ (root-cert.pem is what proxies trust; made on first use, or yours in Istio's cacerts layout) and tokens/
@@ -36,7 +36,7 @@ pub struct Args {
     #[arg(long = "san", value_name = "NAME_OR_IP")]
     pub sans: Vec<String>,
 
-    /// Plain HTTP port of /healthz, /readyz and /metrics. In a cluster 0.0.0.0:8080, else none.
+    /// Plain HTTP port of /healthz, /readyz and /metrics. In a cluster [::]:8080, else none.
     #[arg(long, value_name = "ADDRESS")]
     pub health: Option<SocketAddr>,
 
@@ -82,7 +82,7 @@ fn settings(args: Args) -> Result<Settings> {
         if cluster.proxies == Accounts::default() {
             cluster.proxies = format!("{}/warren-proxy", cluster.namespace).parse()?;
         }
-        health = health.or(Some(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), HEALTH_PORT)));
+        health = health.or(Some(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), HEALTH_PORT)));
     }
     Ok(Settings { source, listen, state_dir, sans, health, cluster })
 }
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn a_cluster_needs_a_namespace_and_gets_the_rest() {
         let found = of("control --source kubernetes --namespace mesh --trust-domain example.org").unwrap();
-        assert_eq!(found.health, Some("0.0.0.0:8080".parse().unwrap()));
+        assert_eq!((found.listen, found.health), ("[::]:15012".parse().unwrap(), Some("[::]:8080".parse().unwrap())));
         let cluster =
             Cluster { namespace: "mesh".to_owned(), trust_domain: "example.org".to_owned(), proxies: "mesh/warren-proxy".parse().unwrap() };
         assert_eq!(found.cluster, cluster);

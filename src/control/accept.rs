@@ -1,6 +1,6 @@
 //! Connections of the TLS port, each shaking hands in its own time.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ pub(super) async fn accept(
             Some(_) = handshakes.join_next() => continue,
         };
         let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
+            Ok((stream, peer)) => (stream, SocketAddr::new(peer.ip().to_canonical(), peer.port())),
             Err(error) => {
                 // Out of descriptors: those that are open must close first.
                 tracing::warn!(%error, "accept");
@@ -79,12 +79,32 @@ async fn handshake(stream: TcpStream, tls: &ServerTls) -> Result<TlsStream<TcpSt
         .map_err(|error| Error::caused(&code::TLS_FAILED, "TLS handshake", error))
 }
 
+/// On all addresses of both families; where there is no IPv6, those of IPv4.
 pub(super) fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let bound = sockets().listen(address, false);
+    let mut bound = sockets().listen(address, false);
+    if address.ip() == Ipv6Addr::UNSPECIFIED {
+        bound = bound
+            .or_else(|error| sockets().listen(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()), false).map_err(|_| error));
+    }
     bound.map(|(listener, _)| listener).map_err(|error| Error::caused(&code::BIND_FAILED, address.to_string(), error))
 }
 
 fn sockets() -> SocketFactory {
     let keepalive = Keepalive { idle: Duration::from_secs(60), interval: Duration::from_secs(15), retries: 4, user_timeout: true };
     SocketFactory { netns: None, mark: None, reuse_port: false, keepalive: Some(keepalive) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn all_addresses_are_those_of_ipv4_too() {
+        let listener = listen("[::]:0".parse().unwrap()).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for from in ["127.0.0.1", "::1"].map(|ip| ip.parse::<std::net::IpAddr>().unwrap()) {
+            let has_family = from.is_ipv4() || std::net::TcpListener::bind((from, 0)).is_ok();
+            assert_eq!(TcpStream::connect((from, port)).await.is_ok(), has_family, "{from}");
+        }
+    }
 }

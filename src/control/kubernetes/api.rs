@@ -1,5 +1,7 @@
 //! The objects as the API server writes them. Fields that are not here are passed over while reading, so that they cost
-//! no memory; those of policies are kept as they are, because what is wrong with one policy must not hide the others.
+//! no memory; those of policies are kept as they are, because what is wrong with one policy must not hide the others. The
+//! API server has put the rest into its own types before it wrote it, so that only the range of a number can surprise: it
+//! does not look at the ports of slices.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -98,7 +100,8 @@ pub(super) struct Container {
 #[serde(rename_all = "camelCase")]
 pub(super) struct ContainerPort {
     pub(super) name: Option<String>,
-    pub(super) container_port: u16,
+    #[serde(default, deserialize_with = "port_number")]
+    pub(super) container_port: Option<u16>,
     pub(super) protocol: Option<String>,
 }
 
@@ -146,7 +149,8 @@ pub struct ServiceSpec {
 #[serde(rename_all = "camelCase")]
 pub(super) struct ServicePort {
     pub(super) name: Option<String>,
-    pub(super) port: u16,
+    #[serde(default, deserialize_with = "port_number")]
+    pub(super) port: Option<u16>,
     pub(super) target_port: Option<TargetPort>,
     pub(super) protocol: Option<String>,
     pub(super) app_protocol: Option<String>,
@@ -155,7 +159,7 @@ pub(super) struct ServicePort {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 pub(super) enum TargetPort {
-    Number(u16),
+    Number(i64),
     Name(String),
 }
 
@@ -188,8 +192,14 @@ pub(super) struct TargetRef {
 #[serde(default)]
 pub struct EndpointPort {
     pub(super) name: Option<String>,
+    #[serde(deserialize_with = "port_number")]
     pub(super) port: Option<u16>,
     pub(super) protocol: Option<String>,
+}
+
+/// A number that is no port stands for none.
+fn port_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    Ok(Option::<i64>::deserialize(deserializer)?.and_then(|number| u16::try_from(number).ok()))
 }
 
 /// Only what is used: managed fields and the like are larger than all the rest.

@@ -94,7 +94,7 @@ impl api::Pod {
         let containers = containers.chain(self.spec.init_containers.iter().flatten().filter(is_sidecar));
         let is_tcp = |port: &&ContainerPort| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP");
         let ports = containers.flat_map(|container| container.ports.iter().flatten()).filter(is_tcp);
-        ports.filter_map(|port| Some((port.name.as_deref().filter(|name| !name.is_empty())?.into(), port.container_port))).collect()
+        ports.filter_map(|port| Some((port.name.as_deref().filter(|name| !name.is_empty())?.into(), port.container_port?))).collect()
     }
 }
 

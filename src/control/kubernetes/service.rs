@@ -1,5 +1,6 @@
 //! Services and their slices.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -32,7 +33,7 @@ impl Watched for api::Service {
             hostname: format!("{}.{}.{DOMAIN}", id.name, id.namespace).into(),
             id,
             vips: self.vips()?,
-            ports: spec.ports.iter().flatten().map(port).collect(),
+            ports: ports(spec.ports.as_deref().unwrap_or_default()),
             selector: spec.selector.iter().flatten().collect(),
             families: families(spec.ip_families.as_deref().unwrap_or_default()),
             local: spec.internal_traffic_policy.as_deref() == Some("Local"),
@@ -55,21 +56,32 @@ impl api::Service {
     }
 }
 
-fn port(port: &api::ServicePort) -> Port {
-    Port {
+/// Proxies know a port by its number alone. What is not TCP must not take the place of what is; where both lead to the
+/// same port, both are sent as they are.
+fn ports(all: &[api::ServicePort]) -> Vec<Port> {
+    let is_tcp = |port: &api::ServicePort| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP");
+    let tcp: BTreeMap<u16, Target> = all.iter().filter(|port| is_tcp(port)).filter_map(port).map(|port| (port.port, port.target)).collect();
+    let is_hidden = |port: &Port| tcp.get(&port.port).is_some_and(|target| *target != port.target);
+    all.iter().filter_map(|spec| port(spec).filter(|port| is_tcp(spec) || !is_hidden(port))).collect()
+}
+
+/// `None`: its number or its target's is none of a port.
+fn port(port: &api::ServicePort) -> Option<Port> {
+    let number = port.port?;
+    Some(Port {
         name: port.name.as_deref().unwrap_or_default().into(),
-        port: port.port,
+        port: number,
         target: match &port.target_port {
-            None | Some(api::TargetPort::Number(0)) => Target::Number(port.port),
-            Some(api::TargetPort::Number(number)) => Target::Number(*number),
+            None | Some(api::TargetPort::Number(0)) => Target::Number(number),
+            Some(api::TargetPort::Number(target)) => Target::Number(u16::try_from(*target).ok()?),
             Some(api::TargetPort::Name(name)) => Target::Name(name.as_str().into()),
         },
-        protocol: protocol(port),
-    }
+        protocol: protocol(port, number),
+    })
 }
 
 /// What is said to be spoken, by `appProtocol` or by the port's name up to its first `-`.
-fn protocol(port: &api::ServicePort) -> AppProtocol {
+fn protocol(port: &api::ServicePort, number: u16) -> AppProtocol {
     if port.protocol.as_deref() == Some("UDP") {
         return AppProtocol::Unknown;
     }
@@ -91,7 +103,7 @@ fn protocol(port: &api::ServicePort) -> AppProtocol {
         "tcp" => AppProtocol::Tcp,
         "tls" | "https" => AppProtocol::Tls,
         "udp" | "mongo" | "redis" | "mysql" | "hbone" | "http_proxy" => AppProtocol::Unknown,
-        _ if SERVER_FIRST.contains(&port.port) => AppProtocol::Tcp,
+        _ if SERVER_FIRST.contains(&number) => AppProtocol::Tcp,
         _ => AppProtocol::Unknown,
     }
 }
@@ -137,5 +149,29 @@ impl Watched for api::EndpointSlice {
         let ports = self.ports.iter().flatten().filter(is_tcp);
         let ports = ports.filter_map(|port| Some((port.name.as_deref().unwrap_or_default().into(), port.port?))).collect();
         Ok(Some(Object::EndpointSlice(Arc::new(EndpointSlice { id, service: service.clone(), ports, endpoints }))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_number_that_tcp_and_udp_share_leads_where_tcp_leads() {
+        let of = |ports: &serde_json::Value| -> Vec<(u16, Target)> {
+            let read: Vec<api::ServicePort> = serde_json::from_value(ports.clone()).unwrap();
+            super::ports(&read).into_iter().map(|port| (port.port, port.target)).collect()
+        };
+        let port = |protocol: &str, target: serde_json::Value| json!({"port": 443, "protocol": protocol, "targetPort": target});
+        let (tcp, udp) = (port("TCP", json!(8443)), port("UDP", json!(8444)));
+        let expected = [(443, Target::Number(8443))];
+        assert_eq!(of(&json!([tcp, udp])), expected);
+        assert_eq!(of(&json!([udp, tcp])), expected);
+        assert_eq!(of(&json!([{"port": 443, "targetPort": 8443}, udp])), expected, "what says nothing is TCP");
+        assert_eq!(of(&json!([tcp, port("UDP", json!("quic"))])), expected);
+        assert_eq!(of(&json!([udp])), [(443, Target::Number(8444))], "alone it stays");
+        assert_eq!(of(&json!([port("UDP", json!(8443)), tcp])).len(), 2, "the same port is sent twice, as istiod does");
     }
 }

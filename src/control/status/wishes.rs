@@ -16,7 +16,7 @@ use crate::control::objects::{Id, Kind, Mesh};
 pub(super) const CONDITION: &str = "ZtunnelAccepted";
 
 /// Two who disagree about a policy write no more often than this.
-const CALM: Duration = Duration::from_secs(30);
+pub(super) const CALM: Duration = Duration::from_secs(30);
 
 /// All wishes, one for each policy.
 #[derive(Clone, Debug, Default)]
@@ -85,12 +85,17 @@ impl Wishes {
 
     /// It was written; the watch will say so.
     pub(super) fn done(&self, kind: Kind, id: &Id, wish: &Wish) {
+        self.withdraw(kind, id, wish);
+        self.0.state.lock().written.insert((kind, id.clone()), (wish.generation, Instant::now()));
+    }
+
+    /// It could not be written, and is not wished any more. The one for the version that is there now is not touched.
+    pub(super) fn withdraw(&self, kind: Kind, id: &Id, wish: &Wish) {
         let mut state = self.0.state.lock();
         let key = (kind, id.clone());
         if state.open.get(&key) == Some(wish) {
             state.open.remove(&key);
         }
-        state.written.insert(key, (wish.generation, Instant::now()));
     }
 }
 

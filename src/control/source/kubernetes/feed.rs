@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
+use kube::error::DiscoveryError;
 use kube::runtime::watcher::{self, Event};
-use kube::{Api, Client};
+use kube::{Api, Client, discovery};
 
+use crate::base::{Result, code, deadline};
 use crate::config::cluster::WATCH_PERIOD;
 use crate::control::api;
 use crate::control::kubernetes::Watched;
@@ -22,6 +24,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// A kind that is not defined is looked for this often.
 const ABSENT_PAUSE: Duration = Duration::from_secs(5);
+
+/// For looking whether it is there in another version.
+const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
 /// A kind that was defined must be missing as often before its objects count as gone: without policies all is open.
 const ABSENCES: u32 = 6;
@@ -70,8 +75,7 @@ pub(super) struct Feed<W: Watched> {
 
 impl<W: Watched> Feed<W> {
     pub(super) fn new(client: Client, mesh: Mesh, wishes: Wishes) -> Self {
-        let config = watcher::Config::default().timeout(WATCH_PERIOD).page_size(PAGE);
-        let events = watcher::watcher(Api::<W>::all(client.clone()), config).boxed();
+        let events = events(&client);
         Self { client, mesh, wishes, events, listed: Vec::new(), pause: None, failures: 0, is_defined: false, absences: 0 }
     }
 
@@ -109,6 +113,13 @@ impl<W: Watched> Feed<W> {
                 Some(Err(error)) if W::IS_CUSTOM && is_absent(&error) => {
                     self.pause = Some(ABSENT_PAUSE);
                     self.failures = 0;
+                    // When it is there again, all are listed.
+                    self.events = events(&self.client);
+                    match served::<W>(&self.client).await {
+                        Ok(versions) if versions.is_empty() => {}
+                        Ok(versions) => return Signal::Failed(in_versions::<W>(&versions)),
+                        Err(error) => return Signal::Failed(error.to_string()),
+                    }
                     self.absences = self.absences.saturating_add(1);
                     if self.is_defined && self.absences < ABSENCES {
                         return Signal::Failed("it is no longer defined in the cluster".to_owned());
@@ -122,6 +133,11 @@ impl<W: Watched> Feed<W> {
                     self.pause = Some(pause(self.failures));
                     self.failures = self.failures.saturating_add(1);
                     tracing::debug!(kind = %W::KIND, %error, failures = self.failures, "watching");
+                    if is_unreadable(&error) {
+                        // The watch would go on without it: only a list tells what it was.
+                        self.events = events(&self.client);
+                        return Signal::Failed("a change cannot be read; all are listed anew".to_owned());
+                    }
                     // Servers close watches as they like; what fails again at once is a fault.
                     if self.failures > 1 {
                         return Signal::Failed(api::watch_failed("watching", error).to_string());
@@ -167,6 +183,29 @@ impl<W: Watched> Feed<W> {
     }
 }
 
+fn events<W: Watched>(client: &Client) -> BoxStream<'static, watcher::Result<Event<W>>> {
+    let config = watcher::Config::default().timeout(WATCH_PERIOD).page_size(PAGE);
+    watcher::watcher(Api::<W>::all(client.clone()), config).boxed()
+}
+
+/// The versions in which the cluster has this kind.
+async fn served<W: Watched>(client: &Client) -> Result<Vec<String>> {
+    let what = "look for the kind among /apis";
+    match deadline(LOOK_LIMIT, &code::API_UNAVAILABLE, what, discovery::group(client, &W::group(&()))).await? {
+        Ok(group) => {
+            let has_it = |version: &&str| group.versioned_resources(version).iter().any(|(resource, _)| resource.plural == W::plural(&()));
+            Ok(group.versions().filter(has_it).map(str::to_owned).collect())
+        }
+        Err(kube::Error::Discovery(DiscoveryError::MissingApiGroup(_))) => Ok(Vec::new()),
+        Err(error) => Err(api::failed(what, error)),
+    }
+}
+
+fn in_versions<W: Watched>(served: &[String]) -> String {
+    let (group, version, served) = (W::group(&()), <W as kube::Resource>::version(&()), served.join(", "));
+    format!("the cluster serves {group} as {served}, and {version} is read: bring its CRDs up to date")
+}
+
 async fn answers(client: &Client) -> bool {
     matches!(tokio::time::timeout(PROBE_LIMIT, client.apiserver_version()).await, Ok(Ok(_)))
 }
@@ -175,6 +214,15 @@ async fn answers(client: &Client) -> bool {
 fn pause(failures: u32) -> Duration {
     let longest = FIRST_PAUSE.saturating_mul(1 << failures.min(10)).min(LONGEST_PAUSE);
     longest.mul_f64(rand::random_range(0.5..=1.0))
+}
+
+/// What the library cannot read of a watch it may take for a status without a code.
+fn is_unreadable(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::WatchFailed(kube::Error::SerdeError(_)) => true,
+        watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code == 0,
+        _ => false,
+    }
 }
 
 fn is_absent(error: &watcher::Error) -> bool {

@@ -20,6 +20,7 @@ use super::*;
 use crate::base::drain;
 use crate::control::accept;
 use crate::control::index::{Indexer, Type};
+use crate::control::objects::{Object, Version};
 use crate::telemetry::http;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -31,6 +32,8 @@ struct Cluster {
     version: u64,
     /// Version, kind and event.
     log: Vec<(u64, String, String)>,
+    /// Policies that are served as v1beta1 alone.
+    old: Vec<&'static str>,
     is_away: bool,
     lists: usize,
 }
@@ -93,6 +96,16 @@ async fn answer(State((cluster, events)): State<Shared>, Query(query): Query<Has
     if path == "/version" {
         let version = ["major", "minor", "gitVersion", "gitCommit", "gitTreeState", "buildDate", "goVersion", "compiler", "platform"];
         return Json(version.into_iter().map(|field| (field, "1")).collect::<BTreeMap<_, _>>()).into_response();
+    }
+    if path == "/apis" {
+        let version = json!({"groupVersion": "security.istio.io/v1beta1", "version": "v1beta1"});
+        let group = (!cluster.old.is_empty()).then(|| json!({"name": "security.istio.io", "versions": [version]}));
+        return Json(json!({"groups": Vec::from_iter(group)})).into_response();
+    }
+    if path == "/apis/security.istio.io/v1beta1" {
+        let kind = |name| json!({"name": name, "kind": name, "singularName": "", "namespaced": true, "verbs": ["list"]});
+        let kinds: Vec<Value> = cluster.old.iter().map(kind).collect();
+        return Json(json!({"groupVersion": "security.istio.io/v1beta1", "resources": kinds})).into_response();
     }
     let kind = path.rsplit('/').next().unwrap_or_default().to_owned();
     let Some(all) = cluster.kinds.get(kind.as_str()) else {
@@ -242,4 +255,76 @@ async fn a_kind_that_cannot_be_read_keeps_the_first_batch_back_and_is_named() {
     assert!(error.detail().starts_with("Pod not read within 10s: Pod: "), "{error}");
     server.cluster.lock().kinds.insert("pods", BTreeMap::new());
     next(&mut source).await;
+}
+
+#[tokio::test]
+async fn a_number_that_is_no_port_takes_away_nothing_but_itself() {
+    let slice = |name: &str, port: i64| {
+        json!({"metadata": {"namespace": "a", "name": name, "labels": {"kubernetes.io/service-name": "s"}}, "addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.0.0.9"]}], "ports": [{"name": "bad", "port": port}, {"name": "good", "port": 80}]})
+    };
+    let ports = |change: &Change| match change {
+        Change::Put(Version::Good(Object::EndpointSlice(slice))) => vec![slice.ports.clone()],
+        Change::Replace(Kind::EndpointSlice, versions) => {
+            let slices = versions.iter().filter_map(|version| match version {
+                Version::Good(Object::EndpointSlice(slice)) => Some(slice.ports.clone()),
+                _ => None,
+            });
+            slices.collect()
+        }
+        _ => Vec::new(),
+    };
+    let server = Server::start(&ALL).await;
+    server.put("endpointslices", slice("high", 70000));
+    server.put("services", json!({"metadata": {"namespace": "a", "name": "s"}, "spec": {"ports": [{"port": 1, "targetPort": 65536}]}}));
+    let mut wrong = pod("p", "10.0.0.1");
+    wrong["spec"]["containers"][0]["ports"] = json!([{"name": "x", "containerPort": -1}]);
+    server.put("pods", wrong);
+    let mut source = server.source();
+    let first = next(&mut source).await;
+    assert_eq!(first.changes.iter().flat_map(ports).collect::<Vec<_>>(), [[("good".into(), 80)]]);
+    server.put("endpointslices", slice("low", -1));
+    let second = next(&mut source).await;
+    assert_eq!(second.changes.iter().flat_map(ports).collect::<Vec<_>>(), [[("good".into(), 80)]]);
+}
+
+#[tokio::test]
+async fn what_a_watch_cannot_read_is_told_and_listed_anew() {
+    let server = Server::start(&ALL).await;
+    let mut source = server.source();
+    let mut indexer = Indexer::default();
+    let first = next(&mut source).await;
+    indexer.apply(&first.mesh, first.changes);
+    let mut broken = pod("p", "10.0.0.1");
+    broken["spec"] = json!("nonsense");
+    server.put("pods", broken);
+    until(&mut source, &mut indexer, |batch, _| batch.fault.as_ref().is_some_and(|fault| fault.contains("Pod"))).await;
+    // Nothing is said of it again: it is in the list.
+    server.cluster.lock().kinds.get_mut("pods").unwrap().insert("p".to_owned(), pod("p", "10.0.0.1"));
+    until(&mut source, &mut indexer, |batch, _| batch.fault.is_none()).await;
+    assert!(has(&indexer, Type::Address, "Kubernetes//Pod/a/p"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn policies_of_another_version_are_never_taken_for_none() {
+    let server = Server::start(&BUILT_IN).await;
+    let policies = ["peerauthentications", "authorizationpolicies"];
+    server.cluster.lock().old = policies.to_vec();
+    let mut source = server.source();
+    let error = source.next().await.expect_err("policies cannot be read");
+    assert!(error.detail().contains("the cluster serves security.istio.io as v1beta1, and v1 is read: bring"), "{error}");
+
+    server.cluster.lock().old.clear();
+    server.cluster.lock().kinds.extend(policies.map(|kind| (kind, BTreeMap::new())));
+    server.put("authorizationpolicies", policy("p", "80"));
+    let mut indexer = Indexer::default();
+    until(&mut source, &mut indexer, |batch, indexer| batch.fault.is_none() && has(indexer, Type::Authorization, "a/p")).await;
+
+    server.cluster.lock().old = policies.to_vec();
+    server.cluster.lock().kinds.retain(|kind, _| BUILT_IN.contains(kind));
+    server.go_away(true);
+    server.go_away(false);
+    until(&mut source, &mut indexer, |batch, _| batch.fault.as_ref().is_some_and(|fault| fault.contains("v1beta1"))).await;
+    let more = tokio::time::timeout(Duration::from_secs(600), source.next()).await;
+    assert!(more.is_err() || more.is_ok_and(|batch| batch.unwrap().changes.is_empty()));
 }
