@@ -168,7 +168,8 @@ impl<I: Inventory> Authenticator<I> {
         let Holder { namespace, service_account, pod } = holder;
         let account = format!("{namespace}/{service_account}");
         let Some(bound) = pod else { return Err(not_a_proxy(format!("the token of {account} is not bound to a pod"))) };
-        let is_it = |known: &PodRef| known.uid == bound.uid && known.service_account == service_account;
+        // The pod of a token runs, so that an entry without a node is older than what is asked about.
+        let is_it = |known: &PodRef| known.uid == bound.uid && known.service_account == service_account && !known.node.is_empty();
         let known = settled(&self.inventory, PATIENCE, |mesh| mesh.pod(&namespace, &bound.name).filter(is_it)).await;
         let known = known.ok_or_else(|| {
             not_a_proxy(format!("the token of {account} is bound to pod {namespace}/{} ({}), which is not there", bound.name, bound.uid))

@@ -149,17 +149,27 @@ async fn a_token_is_worth_what_its_pod_is() {
 
 #[tokio::test]
 async fn a_pod_that_is_newer_than_what_is_known_is_waited_for() {
-    let cluster = Cluster::start().await;
-    let token = cluster.fake.token(PROXY, Some(("proxy-2", "u4", Some("n2"))));
-    let later = async {
-        while cluster.fake.reviews() == 0 {
-            tokio::task::yield_now().await;
+    for is_known_without_node in [false, true] {
+        let cluster = Cluster::start().await;
+        let add = |node| {
+            let pods = cluster.pods.borrow().as_ref().clone();
+            cluster.pods.send_replace(Arc::new(pods.with("warren-system", "proxy-2", "u4", node, "warren-proxy")));
+        };
+        if is_known_without_node {
+            add("");
         }
-        let pods = cluster.pods.borrow().as_ref().clone();
-        cluster.pods.send_replace(Arc::new(pods.with("warren-system", "proxy-2", "u4", "n2", "warren-proxy")));
-    };
-    let (caller, ()) = tokio::join!(cluster.call(&token), later);
-    assert!(matches!(caller.unwrap(), Caller::Proxy(proxy) if &*proxy.node == "n2"));
+        let token = cluster.fake.token(PROXY, Some(("proxy-2", "u4", Some("n2"))));
+        let later = async {
+            // Until the call looks at what is known.
+            while cluster.pods.receiver_count() == 1 {
+                tokio::task::yield_now().await;
+            }
+            add("n2");
+        };
+        let both = async { tokio::join!(cluster.call(&token), later) };
+        let (caller, ()) = tokio::time::timeout(PATIENCE * 2, both).await.expect("it is waited for");
+        assert!(matches!(caller.unwrap(), Caller::Proxy(proxy) if &*proxy.node == "n2"), "{is_known_without_node}");
+    }
 }
 
 #[tokio::test]
