@@ -160,12 +160,14 @@ async fn a_pod_that_is_newer_than_what_is_known_is_waited_for() {
         }
         let token = cluster.fake.token(PROXY, Some(("proxy-2", "u4", Some("n2"))));
         let later = async {
-            while cluster.fake.reviews() == 0 {
+            // Until the call looks at what is known.
+            while cluster.pods.receiver_count() == 1 {
                 tokio::task::yield_now().await;
             }
             add("n2");
         };
-        let (caller, ()) = tokio::join!(cluster.call(&token), later);
+        let both = async { tokio::join!(cluster.call(&token), later) };
+        let (caller, ()) = tokio::time::timeout(PATIENCE * 2, both).await.expect("it is waited for");
         assert!(matches!(caller.unwrap(), Caller::Proxy(proxy) if &*proxy.node == "n2"), "{is_known_without_node}");
     }
 }
