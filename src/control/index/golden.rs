@@ -246,6 +246,8 @@ fn the_status_says_what_istiod_says() {
         let verdict = policy.verdict(&mesh());
         match (condition["type"].as_str().unwrap(), verdict) {
             ("ZtunnelAccepted", Some(verdict)) if item["metadata"]["name"] == "dry-run" => assert!(verdict.accepted),
+            // It says so, istiod does not.
+            ("ZtunnelAccepted", Some(verdict)) if item["metadata"]["name"] == "empty-selector" => assert!(!verdict.accepted),
             ("ZtunnelAccepted", Some(Verdict { accepted, reason, message })) => {
                 assert_eq!(condition["status"], if accepted { "True" } else { "False" }, "{item}");
                 assert_eq!((condition["reason"].as_str(), condition["message"].as_str()), (Some(reason), Some(message.as_str())));
@@ -256,4 +258,15 @@ fn the_status_says_what_istiod_says() {
         }
     }
     assert!(checked > 40);
+}
+
+#[test]
+fn a_policy_for_a_waypoint_that_has_not_accepted_it_is_said_to_have_no_effect() {
+    let policy = |status: Value| -> AuthorizationPolicy {
+        let spec = json!({"targetRefs": [{"kind": "Service", "group": "", "name": "web"}]});
+        serde_json::from_value(json!({"metadata": {"name": "a", "namespace": "n"}, "spec": spec, "status": status})).unwrap()
+    };
+    let verdict = policy(Value::Null).verdict(&mesh()).unwrap();
+    assert_eq!((verdict.accepted, verdict.reason), (false, "NoEffect"));
+    assert_eq!(policy(json!({"conditions": [{"type": "WaypointAccepted", "status": "True"}]})).verdict(&mesh()), None);
 }

@@ -43,6 +43,11 @@ impl Verdict {
         Self { accepted: false, reason: "Invalid", message }
     }
 
+    /// It is not in force, and nothing about it is wrong.
+    fn without_effect(message: &str) -> Self {
+        Self { accepted: false, reason: "NoEffect", message: message.to_owned() }
+    }
+
     fn unsupported(accepted: bool, message: String) -> Self {
         Self { accepted, reason: "UnsupportedValue", message }
     }
@@ -77,7 +82,8 @@ impl api::AuthorizationPolicy {
     /// `None` as the policy: proxies of nodes have nothing to do with it. `None` as the verdict: others judge it.
     fn convert(&self, mesh: &Mesh) -> Result<(Option<AuthorizationPolicy>, Option<Verdict>), String> {
         if self.is_for_waypoints() {
-            return Ok((None, None));
+            let verdict = Verdict::without_effect("targetRefs are for waypoints: no waypoint has accepted the policy, so nothing enforces it");
+            return Ok((None, (!self.is_judged_by_waypoints()).then_some(verdict)));
         }
         let spec = match &self.spec {
             Value::Null => Spec::default(),
@@ -96,7 +102,9 @@ impl api::AuthorizationPolicy {
         for (index, rule) in spec.rules.iter().flatten().enumerate() {
             rules.add(rule).map_err(|reason| format!("rule {}: {reason}", index + 1))?;
         }
+        let selects_none = spec.selector.as_ref().is_some_and(|selector| selector.labels().is_empty());
         let verdict = match rules.http.is_empty() {
+            _ if selects_none => Verdict::without_effect("the selector has no labels and selects no pod; leave it out to select all pods"),
             true => Verdict::attached(),
             false => Verdict::unsupported(true, http_message(action, &rules.http)),
         };
@@ -139,6 +147,11 @@ impl api::AuthorizationPolicy {
             Some(_) => true,
         };
         has("targetRef") || has("targetRefs")
+    }
+
+    fn is_judged_by_waypoints(&self) -> bool {
+        let conditions = self.status.get("conditions").and_then(Value::as_array);
+        conditions.into_iter().flatten().any(|condition| condition["type"] == "WaypointAccepted")
     }
 
     fn is_dry_run(&self) -> bool {
