@@ -82,7 +82,8 @@ impl api::AuthorizationPolicy {
     /// `None` as the policy: proxies of nodes have nothing to do with it. `None` as the verdict: others judge it.
     fn convert(&self, mesh: &Mesh) -> Result<(Option<AuthorizationPolicy>, Option<Verdict>), String> {
         if self.is_for_waypoints() {
-            let verdict = Verdict::without_effect("targetRefs are for waypoints: no waypoint has accepted the policy, so nothing enforces it");
+            let verdict =
+                Verdict::without_effect("targetRefs are for waypoints: no waypoint has accepted the policy, so nothing enforces it");
             return Ok((None, (!self.is_judged_by_waypoints()).then_some(verdict)));
         }
         let spec = match &self.spec {
