@@ -3,7 +3,10 @@
 pub mod channel;
 mod connector;
 mod failure;
+mod handshake;
+pub mod record;
 mod roots;
+pub mod secured;
 mod token;
 mod verify;
 mod workload;

@@ -10,8 +10,8 @@ use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 use rustls::server::NoServerSessionStorage;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use rustls_pki_types::ServerName;
+use rustls::{ClientConfig, CommonState, RootCertStore, ServerConfig};
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -31,6 +31,9 @@ pub type ServerTlsStream<IO> = tokio_rustls::server::TlsStream<IO>;
 
 const ALPN: &[u8] = b"h2";
 
+pub(super) const WITH_DESTINATION: &str = "TLS handshake with the destination's proxy";
+pub(super) const WITH_CLIENT: &str = "TLS handshake with the client's proxy";
+
 /// Client configurations of one certificate, one for each set of identities that a destination may have. Past this the
 /// set is started anew: building one costs tens of microseconds.
 const MAX_CLIENT_CONFIGS: usize = 256;
@@ -44,18 +47,10 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let config = configs(cert)?.client(cert, expected)?;
-    // The name is never sent and never compared: the identity is.
-    let name = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
-    let handshake = TlsConnector::from(config).connect(name, io);
-    let stream = deadline(limit, &code::TLS_TIMEOUT, "TLS handshake with the destination's proxy", handshake)
-        .await?
-        .map_err(|error| from_handshake("connecting", error))?;
-    let state = stream.get_ref().1;
-    require_h2(state.alpn_protocol())?;
-    let leaf = state.peer_certificates().and_then(<[_]>::first);
-    let leaf = leaf.ok_or_else(|| Error::new(&code::NO_PEER_CERTIFICATE, "the destination's proxy sent none"))?;
-    let ids = crate::identity::peer_ids(leaf)?;
-    let peer = ids.into_iter().find(|id| expected.contains(id)).ok_or_else(|| Error::internal("a verified identity is gone"))?;
+    let handshake = TlsConnector::from(config).connect(any_name(), io);
+    let stream =
+        deadline(limit, &code::TLS_TIMEOUT, WITH_DESTINATION, handshake).await?.map_err(|error| from_handshake("connecting", error))?;
+    let peer = server_identity(stream.get_ref().1, expected)?;
     Ok((stream, peer))
 }
 
@@ -69,35 +64,33 @@ where
 {
     let config = configs(cert)?.server.clone();
     let handshake = TlsAcceptor::from(config).accept(io);
-    let stream = deadline(limit, &code::TLS_TIMEOUT, "TLS handshake with the client's proxy", handshake)
-        .await?
-        .map_err(|error| from_handshake("accepting", error))?;
-    let state = stream.get_ref().1;
-    require_h2(state.alpn_protocol())?;
-    let leaf = state.peer_certificates().and_then(<[_]>::first);
-    let leaf = leaf.ok_or_else(|| Error::new(&code::NO_PEER_CERTIFICATE, "the client's proxy sent none"))?;
-    let peer = peer_of_trust_domain(leaf, &cert.id.trust_domain)?;
+    let stream = deadline(limit, &code::TLS_TIMEOUT, WITH_CLIENT, handshake).await?.map_err(|error| from_handshake("accepting", error))?;
+    let peer = client_identity(stream.get_ref().1, &cert.id.trust_domain)?;
     Ok((stream, peer))
 }
 
 /// The cryptography of workload connections, in order of preference.
 pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider {
-        cipher_suites: vec![cipher_suite::TLS13_AES_128_GCM_SHA256, cipher_suite::TLS13_AES_256_GCM_SHA384],
+        cipher_suites: vec![
+            cipher_suite::TLS13_AES_128_GCM_SHA256,
+            cipher_suite::TLS13_AES_256_GCM_SHA384,
+            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+        ],
         kx_groups: vec![kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1, kx_group::X25519MLKEM768],
         ..default_provider()
     })
 }
 
 /// What is made of one certificate, once.
-struct Configs {
+pub(super) struct Configs {
     provider: Arc<CryptoProvider>,
     roots: Arc<RootCertStore>,
-    server: Arc<ServerConfig>,
+    pub(super) server: Arc<ServerConfig>,
     clients: Mutex<HashMap<Vec<SpiffeId>, Arc<ClientConfig>>>,
 }
 
-fn configs(cert: &Certificate) -> Result<Arc<Configs>> {
+pub(super) fn configs(cert: &Certificate) -> Result<Arc<Configs>> {
     cert.derived(|| Configs::new(cert))
 }
 
@@ -125,7 +118,7 @@ impl Configs {
         Ok(Self { provider, roots, server: Arc::new(server), clients: Mutex::default() })
     }
 
-    fn client(&self, cert: &Certificate, expected: &[SpiffeId]) -> Result<Arc<ClientConfig>> {
+    pub(super) fn client(&self, cert: &Certificate, expected: &[SpiffeId]) -> Result<Arc<ClientConfig>> {
         if let Some(found) = self.clients.lock().get(expected) {
             return Ok(found.clone());
         }
@@ -149,6 +142,28 @@ impl Configs {
         clients.insert(expected.to_vec(), config.clone());
         Ok(config)
     }
+}
+
+/// The name of any server: it is never sent and never compared, the identity is.
+pub(super) fn any_name() -> ServerName<'static> {
+    ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into())
+}
+
+/// Who a client has connected to, after the verifier let it pass.
+pub(super) fn server_identity(state: &CommonState, expected: &[SpiffeId]) -> Result<SpiffeId> {
+    let ids = crate::identity::peer_ids(leaf(state, "the destination's proxy")?)?;
+    ids.into_iter().find(|id| expected.contains(id)).ok_or_else(|| Error::internal("a verified identity is gone"))
+}
+
+/// Who has connected to a server, after the verifier let it pass.
+pub(super) fn client_identity(state: &CommonState, trust_domain: &str) -> Result<SpiffeId> {
+    peer_of_trust_domain(leaf(state, "the client's proxy")?, trust_domain)
+}
+
+fn leaf<'a>(state: &'a CommonState, whose: &str) -> Result<&'a CertificateDer<'static>> {
+    require_h2(state.alpn_protocol())?;
+    let leaf = state.peer_certificates().and_then(<[_]>::first);
+    leaf.ok_or_else(|| Error::new(&code::NO_PEER_CERTIFICATE, format!("{whose} sent none")))
 }
 
 fn require_h2(protocol: Option<&[u8]>) -> Result<()> {
