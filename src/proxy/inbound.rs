@@ -12,18 +12,17 @@ use tokio::task::JoinSet;
 use super::dial::{To, dial};
 use super::parties::{party, service_name};
 use super::pod::{Pod, server_settings};
-use super::relay::{self, Side};
+use super::relay;
 use super::track::Subject;
 use super::{LOCAL_LIMIT, TLS_LIMIT, headers, is_own_port};
 use crate::base::addr::{ClientAddr, NextHop};
 use crate::base::drain::Watch;
 use crate::base::{Error, Result, Str, code};
-use crate::hbone::{Incoming, Server};
+use crate::hbone::{Accepted, Answered, App, Asked, Side};
 use crate::identity::SpiffeId;
 use crate::mesh::{ApplicationProtocol, Mesh, NetworkAddress, Service, Workload};
 use crate::net::socket;
 use crate::telemetry::tcp::{Connection, Direction, Facts, refuse};
-use crate::tls;
 
 /// Serves one tunnel from accept to end.
 pub(super) async fn serve(pod: Arc<Pod>, socket: TcpStream, drain: Watch) {
@@ -39,9 +38,8 @@ pub(super) async fn serve(pod: Arc<Pod>, socket: TcpStream, drain: Watch) {
 async fn tunnel(pod: &Arc<Pod>, socket: TcpStream, peer: ClientAddr, local: NextHop, mut drain: Watch) -> Result<()> {
     let place = pod.stranger()?;
     let certificate = pod.shared.certificates.certificate(&pod.who().identity()?).await?;
-    let (stream, identity) = tls::accept(socket, &certificate, TLS_LIMIT).await?;
+    let (mut server, identity) = Accepted::accept(socket, &certificate, TLS_LIMIT, &server_settings(&pod.shared.settings)).await?;
     drop(place);
-    let mut server = Server::handshake(stream, &server_settings(&pod.shared.settings)).await?;
     let tunnel = Tunnel { peer, local, identity };
     // Dropped with the tunnel: no stream outlives it.
     let mut streams = JoinSet::new();
@@ -70,7 +68,7 @@ async fn tunnel(pod: &Arc<Pod>, socket: TcpStream, peer: ClientAddr, local: Next
 
 /// A tunnel that ended badly before it carried anything is told as a refusal: a stranger knocked. So is one whose peer
 /// was shown the door.
-fn ended(server: &Server, served: bool, peer: ClientAddr) -> Result<()> {
+fn ended(server: &Accepted, served: bool, peer: ClientAddr) -> Result<()> {
     match server.reason() {
         Some(error) if !served || server.is_abused() => Err(error),
         Some(error) => {
@@ -92,7 +90,7 @@ struct Tunnel {
     identity: SpiffeId,
 }
 
-async fn stream_task(pod: Arc<Pod>, tunnel: Tunnel, incoming: Incoming) {
+async fn stream_task(pod: Arc<Pod>, tunnel: Tunnel, incoming: Asked) {
     let admitted = admit(&pod, &tunnel, &incoming).await;
     match admitted {
         Ok(admitted) => carry(&pod, &tunnel, incoming, admitted).await,
@@ -112,7 +110,7 @@ struct Admitted {
     _place: OwnedSemaphorePermit,
 }
 
-async fn admit(pod: &Pod, tunnel: &Tunnel, incoming: &Incoming) -> Result<Admitted> {
+async fn admit(pod: &Pod, tunnel: &Tunnel, incoming: &Asked) -> Result<Admitted> {
     if incoming.method != http::Method::CONNECT {
         return Err(Error::new(&code::BAD_METHOD, format!("expected method CONNECT, got {}", shorten(incoming.method.as_str()))));
     }
@@ -189,7 +187,7 @@ fn guess_service(mesh: &Mesh, workload: &Workload, port: u16, forwarded: Option<
     services.find(|(service, ports)| leads(service, ports)).map(|(service, _)| service.clone())
 }
 
-async fn carry(pod: &Arc<Pod>, tunnel: &Tunnel, incoming: Incoming, admitted: Admitted) {
+async fn carry(pod: &Arc<Pod>, tunnel: &Tunnel, incoming: Asked, admitted: Admitted) {
     let mesh = pod.shared.mesh.snapshot();
     let address = NetworkAddress::new(pod.shared.settings.network.clone(), tunnel.peer.ip());
     // The address may have another owner by now; who the client is, only TLS says.
@@ -209,7 +207,7 @@ async fn carry(pod: &Arc<Pod>, tunnel: &Tunnel, incoming: Incoming, admitted: Ad
         hbone_target: Some(incoming.authority.clone()),
         mutual_tls: true,
     };
-    let connection = Connection::open(&pod.shared.metrics, &pod.series, facts);
+    let connection = Arc::new(Connection::open(&pod.shared.metrics, &pod.series, facts));
     let subject = Subject { source: tunnel.peer.addr(), destination: admitted.application.addr(), identity: Some(tunnel.identity.clone()) };
     let mut guard = pod.connections.inbound(subject.clone(), admitted.forwarded.clone(), true);
     let result = match pod.permit(&subject) {
@@ -227,7 +225,7 @@ async fn carry(pod: &Arc<Pod>, tunnel: &Tunnel, incoming: Incoming, admitted: Ad
     connection.finish(result);
 }
 
-async fn through(pod: &Pod, tunnel: &Tunnel, mut incoming: Incoming, admitted: &Admitted, connection: &Connection) -> Result<()> {
+async fn through(pod: &Pod, tunnel: &Tunnel, mut incoming: Asked, admitted: &Admitted, connection: &Arc<Connection>) -> Result<()> {
     let source = pod.shown_source(tunnel.peer.ip(), admitted.application.ip());
     let dialled = tokio::select! {
         dialled = dial(&pod.sockets, To::Application, admitted.application, source) => dialled,
@@ -240,8 +238,11 @@ async fn through(pod: &Pod, tunnel: &Tunnel, mut incoming: Incoming, admitted: &
             return Err(error);
         }
     };
-    let stream = incoming.accept(headers::response(&admitted.workload, pod.shared.settings.baggage))?;
-    relay::tcp_to_tunnel(&app, stream, Side::Server, connection).await
+    let headers = headers::response(&admitted.workload, pod.shared.settings.baggage);
+    match incoming.carry(headers, App::new(app, Side::Server, connection.clone())).await? {
+        Answered::Over(result) => result,
+        Answered::Open(app, stream) => relay::tcp_to_tunnel(&app.socket, stream, Side::Server, &**connection).await,
+    }
 }
 
 /// The answer to a request that is refused.

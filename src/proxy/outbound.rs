@@ -8,12 +8,13 @@ use tokio::net::TcpStream;
 use super::dial::{To, dial};
 use super::parties::{party, service_name};
 use super::pod::Pod;
-use super::relay::{self, Side};
+use super::relay;
 use super::track::Entry;
 use super::{HBONE_PORT, headers, is_own_port};
 use crate::base::addr::{ClientAddr, NextHop, OrigDst};
+use crate::config::settings::Engine;
 use crate::base::{Error, Result, code};
-use crate::hbone;
+use crate::hbone::{self, App, Side};
 use crate::identity::SpiffeId;
 use crate::mesh::resolve::{self, Route};
 use crate::mesh::{Owner, Protocol, Service, Workload};
@@ -106,30 +107,46 @@ async fn carry(pod: &Arc<Pod>, app: TcpStream, client: ClientAddr, original: Ori
         hbone_target,
         mutual_tls: tunnelled,
     };
-    let connection = Connection::open(&pod.shared.metrics, &pod.series, facts);
+    let connection = Arc::new(Connection::open(&pod.shared.metrics, &pod.series, facts));
     let result = match plan.via {
-        Via::Plain => plain(pod, &app, plan.hop, &connection).await,
+        Via::Plain => plain(pod, app, plan.hop, &connection).await,
         Via::Tunnel { authority, destinations } => {
             let service_host = plan.service.as_ref().map(|service| &*service.hostname);
             let headers = headers::request(&plan.source, client.addr(), service_host, pod.shared.settings.baggage);
             let key = hbone::Key { source: plan.identity, destinations, addr: plan.hop.addr(), source_ip: Some(client.ip()) };
-            tunnel(pod, &app, key, hbone::Request { authority, headers }, &connection).await
+            tunnel(pod, app, key, hbone::Request { authority, headers }, &connection).await
         }
     };
-    if result.is_err() {
-        // The application must not take a refusal for an empty answer.
-        relay::reset(&app);
-    }
     connection.finish(result);
 }
 
-async fn plain(pod: &Pod, app: &TcpStream, hop: NextHop, connection: &Connection) -> Result<()> {
-    let upstream = dial(&pod.sockets, To::Destination, hop, None).await?;
-    relay::tcp_to_tcp(app, &upstream, connection).await
+async fn plain(pod: &Pod, app: TcpStream, hop: NextHop, connection: &Connection) -> Result<()> {
+    let relayed = async {
+        let upstream = dial(&pod.sockets, To::Destination, hop, None).await?;
+        relay::tcp_to_tcp(&app, &upstream, connection).await
+    };
+    let result = relayed.await;
+    reset_if_refused(&app, &result);
+    result
 }
 
-async fn tunnel(pod: &Pod, app: &TcpStream, key: hbone::Key, request: hbone::Request, connection: &Connection) -> Result<()> {
-    let opened = pod.pool.open(&key, request).await?;
-    tracing::trace!(peer = %opened.peer, tunnel = opened.tunnel.id, reused = opened.tunnel.reused, "stream open");
-    relay::tcp_to_tunnel(app, opened.stream, Side::Client, connection).await
+async fn tunnel(pod: &Pod, app: TcpStream, key: hbone::Key, request: hbone::Request, connection: &Arc<Connection>) -> Result<()> {
+    if pod.shared.settings.http2.engine == Engine::Warren {
+        return pod.pool.carry(&key, request, App::new(app, Side::Client, connection.clone())).await;
+    }
+    let carried = async {
+        let opened = pod.pool.open(&key, request).await?;
+        tracing::trace!(peer = %opened.peer, tunnel = opened.tunnel.id, reused = opened.tunnel.reused, "stream open");
+        relay::tcp_to_tunnel(&app, opened.stream, Side::Client, &**connection).await
+    };
+    let result = carried.await;
+    reset_if_refused(&app, &result);
+    result
+}
+
+/// The application must not take a refusal for an empty answer.
+fn reset_if_refused(app: &TcpStream, result: &Result<()>) {
+    if result.is_err() {
+        relay::reset(app);
+    }
 }

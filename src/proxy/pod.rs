@@ -17,7 +17,7 @@ use super::{CONNECT_LIMIT, HBONE_PORT, LOCAL_LIMIT, OUTBOUND_PORT, PASSTHROUGH_P
 use crate::base::addr::NextHop;
 use crate::base::{Error, Result, code, drain};
 use crate::config::Settings;
-use crate::config::settings::OriginalSource;
+use crate::config::settings::{Engine, OriginalSource};
 use crate::hbone;
 use crate::identity::{Certificate, CertificateStore, SpiffeId};
 use crate::mesh::{LocalWorkload, MeshStore, Protocol, Workload};
@@ -388,6 +388,10 @@ pub(super) fn server_settings(settings: &Settings) -> hbone::Settings {
 
 fn sized(settings: &Settings, defaults: hbone::Settings) -> hbone::Settings {
     hbone::Settings {
+        engine: match settings.http2.engine {
+            Engine::Warren => hbone::Engine::Own,
+            Engine::H2 => hbone::Engine::H2,
+        },
         stream_window: settings.http2.stream_window,
         connection_window: settings.http2.connection_window,
         frame_size: settings.http2.frame_size,
@@ -402,11 +406,10 @@ struct Dialer {
 }
 
 impl hbone::Dialer for Dialer {
-    fn dial<'a>(&'a self, key: &'a hbone::Key) -> BoxFuture<'a, std::io::Result<Box<dyn hbone::Io>>> {
+    fn dial<'a>(&'a self, key: &'a hbone::Key) -> BoxFuture<'a, std::io::Result<hbone::Io>> {
         // The pod's own address is the source by itself: the socket is made in its network namespace.
         Box::pin(async move {
-            let socket = self.sockets.connect(NextHop::new(key.addr), None).await?;
-            Ok(Box::new(socket) as Box<dyn hbone::Io>)
+            self.sockets.connect(NextHop::new(key.addr), None).await.map(hbone::Io::Tcp)
         })
     }
 

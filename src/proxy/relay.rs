@@ -16,20 +16,12 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use crate::base::{Error, Result, code};
-use crate::hbone::Stream;
+use crate::hbone::{Count, Side, Stream};
 
 /// First buffer of a direction; it grows while reads fill it.
 const SMALL: usize = 16 * 1024;
 /// Largest buffer of a direction.
 const LARGE: usize = 256 * 1024;
-
-/// Says how many bytes went each way, as they go.
-pub(super) trait Count: Sync {
-    /// Bytes from the client arrived at the server's side.
-    fn client_sent(&self, bytes: usize);
-    /// Bytes from the server arrived at the client's side.
-    fn server_sent(&self, bytes: usize);
-}
 
 impl Count for crate::telemetry::tcp::Connection {
     fn client_sent(&self, bytes: usize) {
@@ -162,38 +154,6 @@ impl Torn<'_> {
 impl Drop for Torn<'_> {
     fn drop(&mut self) {
         self.0.iter().copied().flatten().for_each(reset);
-    }
-}
-
-/// Which end of the connection a local application is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
-    /// It opened the connection.
-    Client,
-    /// It accepted the connection.
-    Server,
-}
-
-impl Side {
-    fn name(self) -> &'static str {
-        match self {
-            Side::Client => "client",
-            Side::Server => "destination",
-        }
-    }
-
-    fn count_from(self, count: &impl Count, bytes: usize) {
-        match self {
-            Side::Client => count.client_sent(bytes),
-            Side::Server => count.server_sent(bytes),
-        }
-    }
-
-    fn count_to(self, count: &impl Count, bytes: usize) {
-        match self {
-            Side::Client => count.server_sent(bytes),
-            Side::Server => count.client_sent(bytes),
-        }
     }
 }
 

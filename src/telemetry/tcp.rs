@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
@@ -243,7 +243,7 @@ pub struct Connection {
     started: Instant,
     client_bytes: Counted,
     server_bytes: Counted,
-    finished: bool,
+    finished: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -268,7 +268,7 @@ impl Connection {
         let server_bytes = Counted { family: metrics.tcp.sent.get_or_create(&labels).clone(), own: AtomicU64::new(0) };
         let (source, hop, direction) = (facts.source_addr, facts.destination_addr, facts.direction.name());
         tracing::event!(target: "access", parent: None, tracing::Level::DEBUG, src.addr = %source, dst.addr = %hop, direction, "connection opened");
-        Self { metrics: metrics.clone(), labels, facts, started: Instant::now(), client_bytes, server_bytes, finished: false }
+        Self { metrics: metrics.clone(), labels, facts, started: Instant::now(), client_bytes, server_bytes, finished: AtomicBool::new(false) }
     }
 
     /// Bytes went from client to server.
@@ -287,12 +287,12 @@ impl Connection {
     }
 
     /// Counts and logs the end.
-    pub fn finish(mut self, result: Result<()>) {
+    pub fn finish(&self, result: Result<()>) {
         self.close(result.err());
     }
 
-    fn close(&mut self, error: Option<Error>) {
-        if std::mem::replace(&mut self.finished, true) {
+    fn close(&self, error: Option<Error>) {
+        if self.finished.swap(true, Ordering::Relaxed) {
             return;
         }
         let labels = self.labels.with_flags(error.as_ref().map_or("-", |error| error.code().flag));

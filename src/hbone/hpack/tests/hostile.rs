@@ -103,7 +103,7 @@ fn an_oversized_list_is_cut_and_leaves_the_table_right() {
     for (length, oversized) in [(10_000 - 32 - 1, false), (10_000 - 32, true)] {
         let mut block = Vec::new();
         encode(&mut block, b"a", &vec![0; length]);
-        assert_eq!(decoder.decode(&block, |_, _| ()), Ok(Decoded { oversized }));
+        assert_eq!(decoder.decode(&block, |_, _| ()), Ok(super::super::decoder::Decoded { oversized }));
     }
 }
 

@@ -1,0 +1,504 @@
+//! The tunnel engine: one task per tunnel moves bytes between the applications' sockets and the records of the tunnel's
+//! socket. Nothing is copied in between but by the ciphers, and by an application that does not keep up.
+//!
+//! [`Engine`] is that task's state: a [`core`](super::core) connection, a TLS session, and a [`Place`] for each stream.
+//! Whoever opens or accepts streams talks to it by [`Shared`]: a short list of commands, one or two in a stream's life.
+
+mod app;
+mod buffer;
+mod client;
+mod inward;
+mod outward;
+mod place;
+mod server;
+#[cfg(test)]
+mod tests;
+mod wake;
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::HeaderMap;
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, Sleep};
+
+pub use self::app::{App, Count, Side};
+use self::buffer::Stretch;
+pub(super) use self::client::Client;
+pub(super) use self::place::Outcome;
+use self::place::{Carried, Place, Reading, State, of_app};
+pub(super) use self::server::{Arrival, Host};
+use self::wake::Woken;
+use super::core::{Connection, Head, Reason, Slot, Torn};
+use super::link::Link;
+use super::{Request, Settings};
+use crate::base::{Error, Result, code};
+use crate::net::socket;
+use crate::tls::secured::Secured;
+use crate::tls::record::Session;
+
+/// Turns of a tunnel before it lets others run.
+const TURNS: usize = 8;
+
+/// What somebody outside wants of the engine.
+enum Command {
+    /// A stream for an application (client).
+    Open { request: Request, app: App, done: oneshot::Sender<Outcome> },
+    /// The answer to a request (server).
+    Answer { slot: Slot, headers: HeaderMap, app: App, done: oneshot::Sender<Outcome> },
+    /// An answer that ends the stream.
+    Refuse { slot: Slot, status: u16 },
+    /// No answer.
+    Reset { slot: Slot, reason: Reason },
+    /// Nothing new.
+    Drain,
+}
+
+/// What the engine shares with those outside.
+struct Shared {
+    woken: Arc<Woken>,
+    /// `None` when the tunnel is over.
+    commands: Mutex<Option<Vec<Command>>>,
+    link: Link,
+    /// What the peer's limits allow, or nothing any more.
+    limits: Mutex<Limits>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    usable: bool,
+    streams: usize,
+}
+
+impl Shared {
+    /// Gives the command back when the tunnel is over.
+    fn send(&self, command: Command) -> std::result::Result<(), Command> {
+        match &mut *self.commands.lock() {
+            Some(commands) => commands.push(command),
+            None => return Err(command),
+        }
+        self.woken.wake();
+        Ok(())
+    }
+
+}
+
+/// What the engine tells whoever owns the tunnel.
+trait Owner: Send + 'static {
+    /// A peer asks for a stream.
+    fn asked(&mut self, slot: Slot, head: Head, gone: oneshot::Receiver<Error>, shared: &Arc<Shared>);
+    /// The peer's limits are known.
+    fn settled(&mut self);
+}
+
+/// The state of one tunnel.
+struct Engine<O> {
+    socket: TcpStream,
+    session: Session,
+    connection: Connection,
+    /// From the tunnel, not looked at yet: the beginning of a record.
+    input: Stretch,
+    /// Sealed, not written yet.
+    output: Stretch,
+    /// By slot.
+    places: Vec<Option<Place>>,
+    /// Streams whose application may have bytes, in the order of their turns.
+    readable: VecDeque<u32>,
+    /// Streams that something happened to in this turn.
+    touched: Vec<u32>,
+    /// Payloads in `input`, by stream: where, and how long.
+    pieces: Vec<(u32, usize, usize)>,
+    awake: Vec<u32>,
+    /// Requests without an answer so far, the oldest first: their slots, numbers and deadlines.
+    unanswered: VecDeque<(u32, u64, Instant)>,
+    /// Requests made: tells streams in the same slot apart.
+    requests: u64,
+    answer_limit: Duration,
+    /// Until the peer's first SETTINGS have come: the deadline for them.
+    silent_until: Option<Instant>,
+    started: Instant,
+    timer: Pin<Box<Sleep>>,
+    shared: Arc<Shared>,
+    owner: O,
+}
+
+/// Why a tunnel is over; `None` in good order.
+type Over = Option<Error>;
+
+impl<O: Owner> Engine<O> {
+    fn new(secured: Secured, connection: Connection, settings: &Settings, shared: Arc<Shared>, owner: O) -> Self {
+        let mut input = Stretch::default();
+        let leftover = secured.leftover;
+        if let Some(room) = input.room().get_mut(..leftover.len()) {
+            room.copy_from_slice(&leftover);
+            input.fill(leftover.len());
+        }
+        input.clear();
+        let started = Instant::now();
+        Self {
+            socket: secured.socket,
+            session: secured.session,
+            connection,
+            input,
+            output: Stretch::default(),
+            places: Vec::new(),
+            readable: VecDeque::new(),
+            touched: Vec::new(),
+            pieces: Vec::new(),
+            awake: Vec::new(),
+            unanswered: VecDeque::new(),
+            requests: 0,
+            answer_limit: settings.answer_limit,
+            silent_until: Some(started + settings.preface_limit),
+            started,
+            timer: Box::pin(tokio::time::sleep_until(started)),
+            shared,
+            owner,
+        }
+    }
+
+    /// Runs the tunnel to its end, or to `cut`.
+    async fn run(mut self, cut: impl Future<Output = ()>) {
+        let mut cut = std::pin::pin!(cut);
+        // What came with the last bytes of the handshake.
+        let begun = self.process();
+        let reason = match begun {
+            Err(over) => over,
+            Ok(()) => {
+                poll_fn(|cx| match cut.as_mut().poll(cx) {
+                    Poll::Ready(()) => Poll::Ready(Some(Error::new(&code::DRAINED, "the pod is being removed or the proxy stops"))),
+                    Poll::Pending => self.poll(cx),
+                })
+                .await
+            }
+        };
+        self.end(reason);
+        self.part().await;
+    }
+
+    /// Ready when the tunnel is over.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
+        self.shared.woken.register(cx.waker());
+        for _ in 0..TURNS {
+            match self.turn(cx) {
+                Ok(true) => {}
+                Ok(false) => return Poll::Pending,
+                Err(over) => return Poll::Ready(over),
+            }
+        }
+        // Others first.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Does what can be done without waiting; whether there may be more.
+    fn turn(&mut self, cx: &mut Context<'_>) -> std::result::Result<bool, Over> {
+        self.on_time(cx)?;
+        let mut busy = self.obey();
+        busy |= self.look(cx);
+        busy |= self.read(cx)?;
+        self.conclude();
+        busy |= self.write(cx)?;
+        self.conclude();
+        if self.connection.is_over() && self.output.is_empty() && self.connection.control().is_empty() {
+            return Err(None);
+        }
+        Ok(busy)
+    }
+
+    /// Keepalive and deadlines.
+    fn on_time(&mut self, cx: &mut Context<'_>) -> std::result::Result<(), Over> {
+        let now = Instant::now();
+        if let Err(silent) = self.connection.advance(now - self.started) {
+            let what = format!("HTTP/2 PING: no answer within {:?}", silent.0);
+            tracing::warn!(what, "tunnel ended: the peer does not answer");
+            self.connection.abort(Reason::NO_ERROR);
+            return Err(Some(Error::new(&code::TUNNEL_BROKEN, what)));
+        }
+        if self.silent_until.is_some_and(|deadline| now >= deadline) {
+            self.connection.abort(Reason::NO_ERROR);
+            return Err(Some(Error::new(&code::TUNNEL_BROKEN, "the tunnel: the peer has not said its HTTP/2 SETTINGS in time")));
+        }
+        while let Some((slot, number, deadline)) = self.unanswered.front().copied() {
+            let waits = self.carried(slot).is_some_and(|carried| carried.number == number && !carried.answered);
+            if waits && now < deadline {
+                break;
+            }
+            self.unanswered.pop_front();
+            if waits {
+                let limit = self.answer_limit;
+                self.finish(slot, Err(Error::new(&code::CONNECT_SILENT, format!("no answer to CONNECT within {limit:?}"))), true);
+            }
+        }
+        let next = self.started + self.connection.deadline();
+        let next = self.unanswered.front().map_or(next, |(_, _, deadline)| next.min(*deadline));
+        let next = self.silent_until.map_or(next, |deadline| next.min(deadline));
+        // One that rings too early is only wound up again.
+        if next < self.timer.deadline() || self.timer.as_mut().poll(cx).is_ready() {
+            self.timer.as_mut().reset(next);
+            if self.timer.as_mut().poll(cx).is_ready() {
+                cx.waker().wake_by_ref();
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what was asked from outside.
+    fn obey(&mut self) -> bool {
+        let commands = match &mut *self.shared.commands.lock() {
+            Some(commands) if !commands.is_empty() => std::mem::take(commands),
+            _ => return false,
+        };
+        for command in commands {
+            match command {
+                Command::Open { request, app, done } => self.open(&request, app, done),
+                Command::Answer { slot, headers, app, done } => {
+                    // A stream that was torn meanwhile has no place any more; `done` is dropped and says so.
+                    if let Some(place) = self.place(slot.0)
+                        && matches!(place.state, State::Asked(_))
+                    {
+                        place.state = State::Carried(Box::new(Carried::new(app, true, 0, done)));
+                        place.wake.waker.wake_by_ref();
+                        self.connection.answer(slot, &headers);
+                        self.readable.push_back(slot.0);
+                    }
+                }
+                Command::Refuse { slot, status } => {
+                    self.connection.refuse(slot, status);
+                    self.drop_place(slot.0);
+                }
+                Command::Reset { slot, reason } => {
+                    self.connection.reset(slot, reason);
+                    self.drop_place(slot.0);
+                }
+                Command::Drain => {
+                    self.connection.go_away();
+                    self.shared.limits.lock().usable = false;
+                }
+            }
+        }
+        true
+    }
+
+    fn open(&mut self, request: &Request, app: App, done: oneshot::Sender<Outcome>) {
+        let Some(slot) = self.connection.open(&request.authority, &request.headers) else {
+            let carried = Carried::new(app, false, 0, done);
+            return carried.give_back(Error::new(&code::DRAINED, "the tunnel takes no more requests"));
+        };
+        self.requests += 1;
+        self.unanswered.push_back((slot.0, self.requests, Instant::now() + self.answer_limit));
+        self.settle_in(slot, State::Carried(Box::new(Carried::new(app, false, self.requests, done))));
+        self.readable.push_back(slot.0);
+    }
+
+    /// A place for a new stream.
+    fn settle_in(&mut self, slot: Slot, state: State) {
+        let index = slot.0 as usize;
+        if self.places.len() <= index {
+            self.places.resize_with(index + 1, || None);
+        }
+        let wake = self.shared.woken.one(slot.0);
+        // It is looked at at once.
+        wake.waker.wake_by_ref();
+        if let Some(place) = self.places.get_mut(index) {
+            *place = Some(Place { wake, queue: VecDeque::new(), ended: false, torn: None, state });
+        }
+    }
+
+    /// Attends to the streams that were woken.
+    fn look(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut awake = std::mem::take(&mut self.awake);
+        self.shared.woken.take(&mut awake);
+        let busy = !awake.is_empty();
+        for slot in awake.drain(..) {
+            let Some(place) = self.place(slot) else { continue };
+            place.wake.again();
+            let waker = place.wake.waker.clone();
+            let State::Carried(carried) = &mut place.state else { continue };
+            let own = &mut Context::from_waker(&waker);
+            if carried.is_unwanted(own) {
+                self.finish(slot, Ok(()), true);
+                continue;
+            }
+            if let Some(error) = carried.broken(own) {
+                let outcome = of_app(carried.side, error);
+                self.finish(slot, outcome, true);
+                continue;
+            }
+            if carried.reading == Reading::Waiting {
+                carried.reading = Reading::Listed;
+                self.readable.push_back(slot);
+            }
+            self.drain_queue(slot);
+        }
+        self.awake = awake;
+        let _ = cx;
+        busy
+    }
+
+    /// Draws the consequences of what happened in this turn.
+    fn conclude(&mut self) {
+        while let Some(slot) = self.touched.pop() {
+            let Some(place) = self.place(slot) else { continue };
+            if let Some(torn) = place.torn.take() {
+                self.torn(slot, torn);
+            }
+            let Some(place) = self.place(slot) else { continue };
+            let (ended, empty) = (place.ended, place.queue.is_empty());
+            let State::Carried(carried) = &mut place.state else { continue };
+            if ended && empty && !carried.shut {
+                carried.shut();
+            }
+            if carried.is_over() {
+                self.finish(slot, Ok(()), false);
+            }
+        }
+    }
+
+    /// The peer has torn a stream, or broken a rule of it.
+    fn torn(&mut self, slot: u32, torn: Torn) {
+        let Some(place) = self.place(slot) else { return };
+        let ended = place.ended;
+        match &mut place.state {
+            State::Asked(gone) => {
+                if let Some(gone) = gone.take() {
+                    let _ = gone.send(torn_error("the peer gave up before the answer", torn));
+                }
+                self.drop_place(slot);
+            }
+            State::Carried(carried) => match torn {
+                // It has ended the stream and wants no more (RFC 9113 §8.1): what it sent is complete.
+                Torn::ByPeer(Reason::NO_ERROR) if ended => {
+                    carried.reading = Reading::Done;
+                    carried.watch();
+                    self.touched.push(slot);
+                }
+                Torn::Untouched(_) if !carried.answered => {
+                    let error = torn_error("CONNECT", torn);
+                    self.connection.release(Slot(slot));
+                    if let Some(Place { state: State::Carried(carried), .. }) = self.places.get_mut(slot as usize).and_then(Option::take) {
+                        carried.give_back(error);
+                    }
+                }
+                // How a proxy passes on its application's own reset.
+                Torn::ByPeer(Reason::CANCEL) if carried.answered => self.finish(slot, Ok(()), true),
+                torn => self.finish(slot, Err(torn_error("the stream", torn)), true),
+            },
+        }
+    }
+
+    /// A connection is over; `tear` when it is not complete.
+    fn finish(&mut self, slot: u32, outcome: Result<()>, tear: bool) {
+        self.connection.release(Slot(slot));
+        if let Some(Place { state: State::Carried(mut carried), .. }) = self.places.get_mut(slot as usize).and_then(Option::take) {
+            if tear {
+                carried.tear();
+            }
+            carried.settle(outcome);
+        }
+    }
+
+    /// Lets go of a stream without an application.
+    fn drop_place(&mut self, slot: u32) {
+        self.connection.release(Slot(slot));
+        if let Some(place) = self.places.get_mut(slot as usize) {
+            *place = None;
+        }
+    }
+
+    fn place(&mut self, slot: u32) -> Option<&mut Place> {
+        self.places.get_mut(slot as usize)?.as_mut()
+    }
+
+    fn carried(&mut self, slot: u32) -> Option<&mut Carried> {
+        match &mut self.place(slot)?.state {
+            State::Carried(carried) => Some(carried),
+            State::Asked(_) => None,
+        }
+    }
+
+    /// Ends all streams.
+    fn end(&mut self, reason: Over) {
+        let orderly = reason.is_none();
+        self.shared.link.end(reason);
+        self.shared.limits.lock().usable = false;
+        let late = self.shared.commands.lock().take();
+        let error = self.shared.reason();
+        for place in std::mem::take(&mut self.places).into_iter().flatten() {
+            match place.state {
+                State::Asked(gone) => drop(gone.map(|gone| gone.send(error.clone()))),
+                // All of it is here; only the application has not taken it yet.
+                State::Carried(carried) if place.ended && carried.reading == Reading::Done => {
+                    tokio::spawn(carried.hand_over_the_rest(place.queue));
+                }
+                State::Carried(mut carried) => {
+                    carried.tear();
+                    carried.settle(Err(error.clone()));
+                }
+            }
+        }
+        for command in late.into_iter().flatten() {
+            // Nothing of it was done.
+            if let Command::Open { app, done, .. } = command {
+                Carried::new(app, false, 0, done).give_back(error.clone());
+            }
+        }
+        tracing::trace!(orderly, "tunnel over");
+    }
+
+    /// Parts from the peer without losing what it has not read yet: closing a socket with unread bytes makes the kernel
+    /// send a reset. It says that it is done and reads until the peer says so too.
+    async fn part(mut self) {
+        let parting = async {
+            self.session.close();
+            loop {
+                self.seal_control().ok();
+                if self.output.is_empty() {
+                    break;
+                }
+                self.socket.writable().await?;
+                match self.socket.try_write(self.output.filled()) {
+                    Ok(length) => self.output.consume(length),
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            socket::finish(&self.socket);
+            let mut sink = [0; 4096];
+            loop {
+                self.socket.readable().await?;
+                match self.socket.try_read(&mut sink) {
+                    Ok(0) => return Ok(()),
+                    Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => return Err(error),
+                    _ => {}
+                }
+            }
+        };
+        // Whether the peer answers or not, the connection is over.
+        let _: std::result::Result<std::io::Result<()>, _> = tokio::time::timeout(LINGER, parting).await;
+    }
+}
+
+/// How long a closed connection is read on.
+const LINGER: Duration = Duration::from_secs(5);
+
+fn torn_error(doing: &str, torn: Torn) -> Error {
+    match torn {
+        Torn::ByPeer(Reason::CANCEL) => {
+            Error::new(&code::STREAM_RESET, format!("{doing}: the application behind the peer reset the connection"))
+        }
+        Torn::ByPeer(Reason::NO_ERROR) => Error::new(&code::PEER_CLOSED, format!("{doing}: the peer needs nothing more")),
+        Torn::ByPeer(reason) | Torn::Untouched(reason) => {
+            Error::new(&code::RELAY_FAILED, format!("{doing}: the peer reset the stream: {reason}"))
+        }
+        Torn::ByUs(reason, what) => {
+            Error::new(&code::RELAY_FAILED, format!("{doing}: reset because the peer broke a rule of HTTP/2: {what} ({reason})"))
+        }
+    }
+}
