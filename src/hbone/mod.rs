@@ -8,6 +8,8 @@
 mod client;
 mod dial;
 mod failure;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 #[allow(dead_code, unused_imports, reason = "the engine that takes this in use is being built")]
 mod hpack;
 mod link;
