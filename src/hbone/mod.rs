@@ -11,6 +11,8 @@ mod core;
 mod dial;
 mod engine;
 mod failure;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod hpack;
 mod link;
 mod ping;
