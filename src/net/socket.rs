@@ -18,6 +18,9 @@ pub const PROXY_MARK: u32 = 1337;
 /// What the kernel queues for a listener that is busy. The reference proxy's 128 loses bursts.
 const BACKLOG: i32 = 1024;
 
+/// Bytes of a tunnel that wait to be sent: half a batch.
+const NOT_SENT: u32 = 128 * 1024;
+
 /// TCP keepalive of proxied connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keepalive {
@@ -148,6 +151,14 @@ pub fn original_destination(stream: &TcpStream) -> io::Result<OrigDst> {
 /// The socket is no longer connected.
 pub fn client(stream: &TcpStream) -> io::Result<ClientAddr> {
     Ok(ClientAddr::new(stream.peer_addr()?))
+}
+
+/// Makes a connection the carrier of a tunnel: what waits in the kernel to be sent is kept short, so that what is urgent
+/// does not wait behind it. The kernel keeps as much on its way as the network takes, whatever this says.
+pub fn carrier(stream: &TcpStream) {
+    if let Err(error) = SockRef::from(stream).set_tcp_notsent_lowat(NOT_SENT) {
+        tracing::debug!(%error, "TCP_NOTSENT_LOWAT not set");
+    }
 }
 
 /// Reads what there is into one buffer; 0 at the end.

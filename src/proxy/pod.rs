@@ -408,9 +408,7 @@ struct Dialer {
 impl hbone::Dialer for Dialer {
     fn dial<'a>(&'a self, key: &'a hbone::Key) -> BoxFuture<'a, std::io::Result<hbone::Io>> {
         // The pod's own address is the source by itself: the socket is made in its network namespace.
-        Box::pin(async move {
-            self.sockets.connect(NextHop::new(key.addr), None).await.map(hbone::Io::Tcp)
-        })
+        Box::pin(async move { self.sockets.connect(NextHop::new(key.addr), None).await.map(hbone::Io::Tcp) })
     }
 
     fn certificate<'a>(&'a self, source: &'a SpiffeId) -> BoxFuture<'a, Result<Arc<Certificate>>> {

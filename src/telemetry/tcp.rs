@@ -268,7 +268,15 @@ impl Connection {
         let server_bytes = Counted { family: metrics.tcp.sent.get_or_create(&labels).clone(), own: AtomicU64::new(0) };
         let (source, hop, direction) = (facts.source_addr, facts.destination_addr, facts.direction.name());
         tracing::event!(target: "access", parent: None, tracing::Level::DEBUG, src.addr = %source, dst.addr = %hop, direction, "connection opened");
-        Self { metrics: metrics.clone(), labels, facts, started: Instant::now(), client_bytes, server_bytes, finished: AtomicBool::new(false) }
+        Self {
+            metrics: metrics.clone(),
+            labels,
+            facts,
+            started: Instant::now(),
+            client_bytes,
+            server_bytes,
+            finished: AtomicBool::new(false),
+        }
     }
 
     /// Bytes went from client to server.

@@ -99,7 +99,8 @@ impl Fields {
             b"te" if value != b"trailers" => return Err("te other than trailers"),
             _ => {}
         }
-        let trimmed = value.first().is_none_or(|byte| !matches!(byte, b' ' | b'\t')) && value.last().is_none_or(|byte| !matches!(byte, b' ' | b'\t'));
+        let trimmed =
+            value.first().is_none_or(|byte| !matches!(byte, b' ' | b'\t')) && value.last().is_none_or(|byte| !matches!(byte, b' ' | b'\t'));
         let name = HeaderName::from_lowercase(name).map_err(|_| "a header name that is none")?;
         let value = HeaderValue::from_bytes(value).ok().filter(|_| trimmed).ok_or("a header value that is none")?;
         self.headers.try_append(name, value).map_err(|_| "too many headers")?;

@@ -163,7 +163,6 @@ impl Connection {
         if header.stream == 0 || self.is_idle(header.stream) {
             return Err(protocol("RST_STREAM on a stream that was not opened"));
         }
-        self.spend()?;
         let reason = Reason(number(payload));
         let Some((slot, stream)) = self.streams.find(header.stream) else { return Ok(None) };
         if stream.reset {

@@ -141,7 +141,8 @@ impl Connection {
 
     pub(super) fn insert(&mut self, id: u32, send: Half, receive: Half) -> Slot {
         // The peer may not have seen our SETTINGS yet (§6.9.2).
-        let window = if self.unacknowledged { self.local.stream_window.max(super::frame::DEFAULT_WINDOW) } else { self.local.stream_window };
+        let window =
+            if self.unacknowledged { self.local.stream_window.max(super::frame::DEFAULT_WINDOW) } else { self.local.stream_window };
         self.streams.insert(Stream {
             id,
             send,

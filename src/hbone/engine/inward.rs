@@ -242,7 +242,7 @@ impl<O: Owner> Engine<O> {
             && carried.reading == Reading::Blocked
         {
             carried.reading = Reading::Listed;
-            self.readable.push_back(slot);
+            self.readable.come(slot, false);
         }
     }
 

@@ -13,6 +13,7 @@ mod place;
 mod server;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod wake;
 
 use std::collections::VecDeque;
@@ -34,14 +35,15 @@ pub(super) use self::client::Client;
 pub(super) use self::place::Outcome;
 use self::place::{Carried, Place, Reading, State, of_app};
 pub(super) use self::server::{Arrival, Host};
+use self::turns::Turns;
 use self::wake::Woken;
 use super::core::{Connection, Head, Reason, Slot, Torn};
 use super::link::Link;
 use super::{Request, Settings};
 use crate::base::{Error, Result, code};
 use crate::net::socket;
-use crate::tls::secured::Secured;
 use crate::tls::record::Session;
+use crate::tls::secured::Secured;
 
 /// Turns of a tunnel before it lets others run.
 const TURNS: usize = 8;
@@ -86,7 +88,6 @@ impl Shared {
         self.woken.wake();
         Ok(())
     }
-
 }
 
 /// What the engine tells whoever owns the tunnel.
@@ -109,7 +110,7 @@ struct Engine<O> {
     /// By slot.
     places: Vec<Option<Place>>,
     /// Streams whose application may have bytes, in the order of their turns.
-    readable: VecDeque<u32>,
+    readable: Turns,
     /// Streams that something happened to in this turn.
     touched: Vec<u32>,
     /// Payloads in `input`, by stream: where, and how long.
@@ -133,6 +134,7 @@ type Over = Option<Error>;
 
 impl<O: Owner> Engine<O> {
     fn new(secured: Secured, connection: Connection, settings: &Settings, shared: Arc<Shared>, owner: O) -> Self {
+        socket::carrier(&secured.socket);
         let mut input = Stretch::default();
         let leftover = secured.leftover;
         if let Some(room) = input.room().get_mut(..leftover.len()) {
@@ -148,7 +150,7 @@ impl<O: Owner> Engine<O> {
             input,
             output: Stretch::default(),
             places: Vec::new(),
-            readable: VecDeque::new(),
+            readable: Turns::default(),
             touched: Vec::new(),
             pieces: Vec::new(),
             awake: Vec::new(),
@@ -266,7 +268,7 @@ impl<O: Owner> Engine<O> {
                         place.state = State::Carried(Box::new(Carried::new(app, true, 0, done)));
                         place.wake.waker.wake_by_ref();
                         self.connection.answer(slot, &headers);
-                        self.readable.push_back(slot.0);
+                        self.readable.come(slot.0, true);
                     }
                 }
                 Command::Refuse { slot, status } => {
@@ -294,7 +296,7 @@ impl<O: Owner> Engine<O> {
         self.requests += 1;
         self.unanswered.push_back((slot.0, self.requests, Instant::now() + self.answer_limit));
         self.settle_in(slot, State::Carried(Box::new(Carried::new(app, false, self.requests, done))));
-        self.readable.push_back(slot.0);
+        self.readable.come(slot.0, true);
     }
 
     /// A place for a new stream.
@@ -333,7 +335,8 @@ impl<O: Owner> Engine<O> {
             }
             if carried.reading == Reading::Waiting {
                 carried.reading = Reading::Listed;
-                self.readable.push_back(slot);
+                let sparse = carried.records == 1;
+                self.readable.come(slot, sparse);
             }
             self.drain_queue(slot);
         }
@@ -456,11 +459,19 @@ impl<O: Owner> Engine<O> {
     /// send a reset. It says that it is done and reads until the peer says so too.
     async fn part(mut self) {
         let parting = async {
-            self.session.close();
+            let mut closed = false;
             loop {
-                self.seal_control().ok();
+                let sealed = self.seal_control();
                 if self.output.is_empty() {
-                    break;
+                    // What the connection has to say comes before TLS says that nothing more comes.
+                    if std::mem::replace(&mut closed, true) {
+                        break;
+                    }
+                    self.session.close();
+                    continue;
+                }
+                if sealed.is_err() {
+                    self.connection.control().clear();
                 }
                 self.socket.writable().await?;
                 match self.socket.try_write(self.output.filled()) {

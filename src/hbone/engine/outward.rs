@@ -12,45 +12,41 @@ use crate::base::Error;
 use crate::net::socket;
 use crate::tls::record::{HEADER as RECORD_HEADER, MAX_PLAINTEXT, TRAILER};
 
-/// Batches in a turn.
-const BATCHES: usize = 4;
+/// Full records of one stream in a batch while others have bytes too.
+const SHARE: usize = 4;
 
 /// Bytes that follow a request before it is answered: they are kept until then.
 const EARLY: usize = 16 * 1024;
 
 impl<O: Owner> Engine<O> {
-    /// Writes while the tunnel takes it and there is something to write; whether there was.
+    /// Writes a batch if there is something to write and the tunnel takes it; whether there may be more.
     pub(super) fn write(&mut self, cx: &mut Context<'_>) -> Result<bool, Over> {
-        let mut busy = false;
-        for _ in 0..BATCHES {
-            if self.output.is_empty() {
-                self.fill().map_err(Some)?;
-            }
-            if self.output.is_empty() {
-                return Ok(busy);
-            }
-            match self.socket.poll_write_ready(cx) {
-                Poll::Pending => return Ok(busy),
-                Poll::Ready(Err(error)) => return Err(Some(lost(&error))),
-                Poll::Ready(Ok(())) => {}
-            }
-            match socket::write(&self.socket, &[io::IoSlice::new(self.output.filled())]) {
-                Ok(length) => {
-                    self.output.consume(length);
-                    busy = true;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(Some(lost(&error))),
-            }
+        // Nothing is read for a tunnel that takes nothing: what is read last goes out last.
+        match self.socket.poll_write_ready(cx) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Err(error)) => return Err(Some(lost(&error))),
+            Poll::Ready(Ok(())) => {}
         }
-        Ok(busy)
+        if self.output.is_empty() {
+            self.fill().map_err(Some)?;
+        }
+        if self.output.is_empty() {
+            return Ok(false);
+        }
+        match socket::write(&self.socket, &[io::IoSlice::new(self.output.filled())]) {
+            Ok(length) => self.output.consume(length),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(Some(lost(&error))),
+        }
+        Ok(true)
     }
 
     /// Seals what there is to say, what the connection itself says first.
     fn fill(&mut self) -> Result<(), Error> {
         self.seal_control()?;
+        self.readable.begin();
         while self.output.left() >= RECORD {
-            let Some(slot) = self.readable.pop_front() else { break };
+            let Some(slot) = self.readable.next() else { break };
             self.fill_from(slot)?;
         }
         // The end of a stream, or a reset, found just now.
@@ -93,7 +89,8 @@ impl<O: Owner> Engine<O> {
             return Ok(());
         }
         let early = if carried.answered { usize::MAX } else { EARLY - (carried.early.len() - carried.resend).min(EARLY) };
-        let fits = (self.output.left() / RECORD).min(carried.records).min(RECORDS);
+        let share = if self.readable.is_empty() { RECORDS } else { SHARE };
+        let fits = (self.output.left() / RECORD).min(carried.records).min(share);
         let want = room.min(early).min(fits * PAYLOAD);
         if want == 0 {
             carried.reading = Reading::Blocked;
@@ -125,7 +122,7 @@ impl<O: Owner> Engine<O> {
             }
             Ok(length) => length,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.readable.push_back(slot);
+                self.readable.go_on(slot);
                 return Ok(());
             }
             Err(error) => {
@@ -148,7 +145,7 @@ impl<O: Owner> Engine<O> {
         if carried.answered && carried.resend == 0 {
             carried.early = Vec::new();
         }
-        self.readable.push_back(slot);
+        self.readable.go_on(slot);
         let mut left = length;
         while left > 0 {
             let payload = left.min(PAYLOAD);

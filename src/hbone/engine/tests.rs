@@ -164,12 +164,14 @@ async fn connections_cross_whole_and_end_on_both_sides() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hundred_connections_share_a_tunnel() {
-    let mut pair = pair(Settings { stream_window: 30_000, ..Settings::client() }, Settings { stream_window: 20_000, ..Settings::server() }).await;
+    let mut pair =
+        pair(Settings { stream_window: 30_000, ..Settings::client() }, Settings { stream_window: 20_000, ..Settings::server() }).await;
     let mut all = Vec::new();
     for number in 0..200 {
         let through = pair.through().await;
         all.push(tokio::spawn(async move {
-            let (at_client, at_server) = tokio::join!(exchange(through.client, noise(50_000 + number)), exchange(through.server, noise(40_000)));
+            let (at_client, at_server) =
+                tokio::join!(exchange(through.client, noise(50_000 + number)), exchange(through.server, noise(40_000)));
             assert!(at_client == noise(40_000) && at_server == noise(50_000 + number));
             through.opened.await.unwrap().unwrap();
             through.accepted.await.unwrap().unwrap();
@@ -237,7 +239,11 @@ async fn a_connection_that_is_let_go_of_is_reset_on_both_sides() {
         let mut through = pair.through().await;
         through.client.write_all(b"hello").await.unwrap();
         soon(through.server.read_exact(&mut [0; 5])).await.unwrap();
-        if cut_server { through.accepted.abort() } else { through.opened.abort() };
+        if cut_server {
+            through.accepted.abort()
+        } else {
+            through.opened.abort()
+        };
         for mut end in [through.client, through.server] {
             let error = soon(end.read(&mut [0; 1])).await.unwrap_err();
             assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
@@ -247,7 +253,8 @@ async fn a_connection_that_is_let_go_of_is_reset_on_both_sides() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_application_stops_nobody_else() {
-    let mut pair = pair(Settings { stream_window: 100_000, ..Settings::client() }, Settings { stream_window: 100_000, ..Settings::server() }).await;
+    let mut pair =
+        pair(Settings { stream_window: 100_000, ..Settings::client() }, Settings { stream_window: 100_000, ..Settings::server() }).await;
     // As many as would fill the window of the connection.
     let mut stalled = Vec::new();
     for _ in 0..20 {
@@ -356,7 +363,8 @@ async fn our_client_speaks_with_an_h2_server() {
         let length = if window == 1 { 500 } else { 4_000_000 };
         let all = join_all((0..5).map(|_| async {
             let (application, near, _) = app(Side::Client).await;
-            let (got, outcome) = soon(async { tokio::join!(exchange(application, noise(length)), client.carry(request("10.0.0.1:80"), near)) }).await;
+            let (got, outcome) =
+                soon(async { tokio::join!(exchange(application, noise(length)), client.carry(request("10.0.0.1:80"), near)) }).await;
             assert!(got == noise(length));
             over(outcome).unwrap();
         }));
