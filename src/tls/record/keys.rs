@@ -52,7 +52,7 @@ impl Suite {
         }
     }
 
-    fn hash_len(self) -> usize {
+    pub(super) fn hash_len(self) -> usize {
         self.hkdf().hmac_algorithm().digest_algorithm().output_len()
     }
 

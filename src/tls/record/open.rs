@@ -12,7 +12,7 @@ use crate::base::{Error, Result, code};
 
 /// Records without application data between two with some: tickets, KeyUpdates, empty ones. Each costs the reader work
 /// and the sender next to nothing.
-const MAX_SILENT: u8 = 32;
+pub(super) const MAX_SILENT: u8 = 32;
 
 /// What stands at the start of the input. `consumed` bytes are done with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,11 +121,17 @@ impl Session {
             }
             _ => return Err(Fault::peer(AlertDescription::UnexpectedMessage, "a record of an unknown type")),
         }
-        self.silent += 1;
+        self.count()?;
+        Ok(Opened::Nothing { consumed })
+    }
+
+    /// One more thing that is no data.
+    fn count(&mut self) -> Checked<()> {
+        self.silent = self.silent.saturating_add(1);
         if self.silent > MAX_SILENT {
             return Err(Fault::peer(AlertDescription::UnexpectedMessage, "too many records without data"));
         }
-        Ok(Opened::Nothing { consumed })
+        Ok(())
     }
 
     fn on_handshake(&mut self, content: &[u8]) -> Checked<()> {
@@ -134,7 +140,12 @@ impl Session {
             return Err(Fault::peer(AlertDescription::UnexpectedMessage, "an empty handshake record"));
         }
         self.messages.add(content);
-        while let Some(message) = self.messages.next()? {
+        for number in 0.. {
+            let Some(message) = self.messages.next()? else { break };
+            // The record itself counts for the first.
+            if number > 0 {
+                self.count()?;
+            }
             match message {
                 Message::Ticket(_) => {}
                 Message::KeyUpdate { requested } => {

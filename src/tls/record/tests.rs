@@ -1,7 +1,9 @@
 //! Sessions on real sockets, with rustls or another session at the other end.
 
 mod link;
+mod rules;
 mod transfer;
+mod vectors;
 
 use std::sync::Arc;
 
