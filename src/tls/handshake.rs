@@ -137,17 +137,27 @@ type Stepped = std::result::Result<Step, rustls::Error>;
 trait Connection {
     /// Shows it `incoming`; what it wants to send is appended to `outgoing`. Gives how much of `incoming` is done with.
     fn step(&mut self, incoming: &mut [u8], outgoing: &mut Vec<u8>) -> (usize, Stepped);
+    /// Whether the next step gives something to send, whatever came in.
+    fn wants_write(&self) -> bool;
 }
 
 impl Connection for UnbufferedClientConnection {
     fn step(&mut self, incoming: &mut [u8], outgoing: &mut Vec<u8>) -> (usize, Stepped) {
         step(self.process_tls_records(incoming), outgoing)
     }
+
+    fn wants_write(&self) -> bool {
+        (***self).wants_write()
+    }
 }
 
 impl Connection for UnbufferedServerConnection {
     fn step(&mut self, incoming: &mut [u8], outgoing: &mut Vec<u8>) -> (usize, Stepped) {
         step(self.process_tls_records(incoming), outgoing)
+    }
+
+    fn wants_write(&self) -> bool {
+        (***self).wants_write()
     }
 }
 
@@ -188,8 +198,9 @@ async fn drive<C: Connection>(socket: &mut TcpStream, mut connection: C, secrets
             Ok(Step::Closed) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(Step::Read) => shown += next_record(socket, &mut incoming, shown, &mut outgoing).await?,
             Err(error) => {
-                // The alert that tells the peer why.
-                while let (_, Ok(Step::Again)) = connection.step(&mut incoming[..shown], &mut outgoing) {}
+                // The alert that tells the peer why. Asked once more than it has something to send, rustls would look at
+                // the record again, and a second alert is a panic.
+                while connection.wants_write() && matches!(connection.step(&mut incoming[..shown], &mut outgoing), (_, Ok(Step::Again))) {}
                 refuse(socket, &outgoing).await;
                 return Err(invalid(error));
             }

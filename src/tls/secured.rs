@@ -48,3 +48,7 @@ pub async fn accept(mut socket: TcpStream, cert: &Certificate, limit: Duration) 
     let (session, leftover) = remains.into_session()?;
     Ok((Secured { socket, session, leftover }, peer))
 }
+
+#[cfg(test)]
+#[path = "secured_tests.rs"]
+pub(super) mod tests;

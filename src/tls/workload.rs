@@ -175,4 +175,4 @@ fn require_h2(protocol: Option<&[u8]>) -> Result<()> {
 
 #[cfg(test)]
 #[path = "workload_tests.rs"]
-mod tests;
+pub(super) mod tests;

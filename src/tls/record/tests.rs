@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use super::*;
 use crate::identity::fake::scratch;
 use crate::identity::{Certificate, SpiffeId};
+use crate::tls::secured::tests::tcp;
 use crate::tls::secured::{self, Secured};
 use crate::tls::verify::{ClientOfMesh, ServerOfMesh};
 use crate::tls::{HANDSHAKE_LIMIT, workload};
@@ -85,17 +86,4 @@ impl Mesh {
 
 fn one(suite: SupportedCipherSuite) -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider { cipher_suites: vec![suite], ..(*workload::provider()).clone() })
-}
-
-/// Both ends of a TCP connection.
-fn tcp() -> (TcpStream, TcpStream) {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (far, _) = listener.accept().unwrap();
-    let [near, far] = [near, far].map(|socket| {
-        socket.set_nonblocking(true).unwrap();
-        socket.set_nodelay(true).unwrap();
-        TcpStream::from_std(socket).unwrap()
-    });
-    (near, far)
 }
