@@ -8,7 +8,7 @@ use crate::tls::record::{HEADER, Opened, TRAILER};
 use crate::tls::workload;
 use crate::tls::workload::tests::{Root, client_id, id, raw_client, server_id};
 
-const LIMIT: Duration = crate::tls::HANDSHAKE_LIMIT;
+pub(super) const LIMIT: Duration = crate::tls::HANDSHAKE_LIMIT;
 
 /// Both ends of a TCP connection.
 pub(in crate::tls) fn tcp() -> (TcpStream, TcpStream) {
@@ -26,7 +26,7 @@ pub(in crate::tls) fn tcp() -> (TcpStream, TcpStream) {
 /// What one end knows in the end: who the peer is, or why it does not talk to it.
 type Known = std::result::Result<SpiffeId, Error>;
 
-async fn write(secured: &mut Secured, data: &[u8]) {
+pub(super) async fn write(secured: &mut Secured, data: &[u8]) {
     let mut out = Vec::new();
     secured.session.pending(&mut out).unwrap();
     if !data.is_empty() {
@@ -38,7 +38,7 @@ async fn write(secured: &mut Secured, data: &[u8]) {
 }
 
 /// The next data.
-async fn read(secured: &mut Secured) -> Result<Vec<u8>> {
+pub(super) async fn read(secured: &mut Secured) -> Result<Vec<u8>> {
     loop {
         match secured.session.open(&mut secured.leftover)? {
             Opened::Incomplete { .. } => {
@@ -249,10 +249,12 @@ async fn a_peer_without_h2_is_refused() {
     let ca = scratch();
     let (client, server) = (ca.mint(&client_id()).unwrap(), ca.mint(&server_id()).unwrap());
     let (near, mut far) = tcp();
-    let mut config = (*configs(&server).unwrap().server).clone();
+    let configs = configs(&server).unwrap();
+    let mut config = (*configs.server).clone();
     config.alpn_protocols.clear();
     let expected = [server_id()];
-    let (connected, accepted) = tokio::join!(connect(near, &client, &expected, LIMIT), handshake::accept(&mut far, &config));
+    let (connected, accepted) =
+        tokio::join!(connect(near, &client, &expected, LIMIT), handshake::accept(&mut far, &config, &configs.ticketer, &|_| Ok(())));
     assert_eq!(connected.unwrap_err().code().id, code::TLS_FAILED.id);
     assert!(accepted.is_err());
 }

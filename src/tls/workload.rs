@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustls::client::Resumption;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
-use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
-use rustls::server::NoServerSessionStorage;
+use rustls::crypto::aws_lc_rs::{Ticketer, cipher_suite, default_provider, kx_group};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, ProducesTickets};
 use rustls::{ClientConfig, CommonState, RootCertStore, ServerConfig};
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -37,6 +39,9 @@ pub(super) const WITH_CLIENT: &str = "TLS handshake with the client's proxy";
 /// Client configurations of one certificate, one for each set of identities that a destination may have. Past this the
 /// set is started anew: building one costs tens of microseconds.
 const MAX_CLIENT_CONFIGS: usize = 256;
+
+/// Tickets of servers that a client keeps for one certificate. Past this the oldest go.
+const MAX_TICKETS: usize = 1024;
 
 /// Makes `io` a TLS connection to a peer that proves to be one of `expected`; says which one it is.
 ///
@@ -87,6 +92,11 @@ pub(super) struct Configs {
     provider: Arc<CryptoProvider>,
     roots: Arc<RootCertStore>,
     pub(super) server: Arc<ServerConfig>,
+    pub(super) verifier: Arc<ClientOfMesh>,
+    /// Of this certificate alone: a ticket is worth nothing after its renewal, nor where another workload answers.
+    pub(super) ticketer: Arc<dyn ProducesTickets>,
+    /// What servers gave to the holder of this certificate.
+    pub(super) tickets: Resumption,
     clients: Mutex<HashMap<Vec<SpiffeId>, Arc<ClientConfig>>>,
 }
 
@@ -104,18 +114,33 @@ impl Configs {
             return Err(Error::new(&code::BAD_CERTIFICATE, format!("certificate of {}: none of {unusable} roots can be used", cert.id)));
         }
         let roots = Arc::new(roots);
-        let verifier = ClientOfMesh::new(roots.clone(), provider.clone(), cert.id.trust_domain.clone())?;
+        let verifier = Arc::new(ClientOfMesh::new(roots.clone(), provider.clone(), cert.id.trust_domain.clone())?);
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(bad)?
-            .with_client_cert_verifier(Arc::new(verifier))
+            .with_client_cert_verifier(verifier.clone())
             .with_single_cert(cert.chain.clone(), cert.key.clone_key())
             .map_err(bad)?;
         server.alpn_protocols = vec![ALPN.to_vec()];
-        // Tunnels live long: a resumed session would save little and outlive a rotation.
+        // Who resumes a session here would not be judged again: that is done where the handshake ends in records.
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
-        Ok(Self { provider, roots, server: Arc::new(server), clients: Mutex::default() })
+        let ticketer = Ticketer::new().map_err(bad)?;
+        let tickets = Resumption::in_memory_sessions(MAX_TICKETS);
+        Ok(Self { provider, roots, server: Arc::new(server), verifier, ticketer, tickets, clients: Mutex::default() })
+    }
+
+    /// Judges a client that resumes a session as one that shows its certificates.
+    pub(super) fn check_client(&self, chain: &[CertificateDer<'_>]) -> std::result::Result<(), rustls::Error> {
+        let (leaf, intermediates) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        self.verifier.verify_client_cert(leaf, intermediates, UnixTime::now()).map(drop)
+    }
+
+    /// Judges a server that resumes a session as one that shows its certificates.
+    pub(super) fn check_server(&self, expected: &[SpiffeId], chain: &[CertificateDer<'_>]) -> std::result::Result<(), rustls::Error> {
+        let (leaf, intermediates) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        let verifier = ServerOfMesh::new(self.roots.clone(), self.provider.clone(), expected.to_vec());
+        verifier.verify_server_cert(leaf, intermediates, &any_name(), &[], UnixTime::now()).map(drop)
     }
 
     pub(super) fn client(&self, cert: &Certificate, expected: &[SpiffeId]) -> Result<Arc<ClientConfig>> {

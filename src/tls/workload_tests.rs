@@ -8,6 +8,8 @@ use crate::identity::fake::scratch;
 
 const LIMIT: Duration = HANDSHAKE_LIMIT;
 
+const BOTH: &[ExtendedKeyUsagePurpose] = &[ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+
 pub(in crate::tls) fn id(text: &str) -> SpiffeId {
     format!("spiffe://{text}").parse().unwrap()
 }
@@ -60,8 +62,18 @@ impl Root {
     }
 
     fn leaf(&self, names: &[&str], usage: &[ExtendedKeyUsagePurpose]) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+        self.leaf_until(names, usage, CertificateParams::default().not_after)
+    }
+
+    fn leaf_until(
+        &self,
+        names: &[&str],
+        usage: &[ExtendedKeyUsagePurpose],
+        not_after: time::OffsetDateTime,
+    ) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
+        params.not_after = not_after;
         params.subject_alt_names = names
             .iter()
             .map(|name| match name.starts_with("spiffe://") {
@@ -75,7 +87,18 @@ impl Root {
     }
 
     pub(in crate::tls) fn certificate(&self, names: &[&str]) -> Certificate {
-        let (leaf, key) = self.leaf(names, &[ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth]);
+        self.signed_for(names, self)
+    }
+
+    /// Its holder trusts the root of another.
+    pub(in crate::tls) fn signed_for(&self, names: &[&str], trusted: &Root) -> Certificate {
+        let (leaf, key) = self.leaf(names, BOTH);
+        Certificate::new(vec![leaf], key, vec![trusted.der.clone()]).unwrap()
+    }
+
+    /// One whose time is over.
+    pub(in crate::tls) fn expired(&self, names: &[&str]) -> Certificate {
+        let (leaf, key) = self.leaf_until(names, BOTH, rcgen::date_time_ymd(2020, 1, 1));
         Certificate::new(vec![leaf], key, vec![self.der.clone()]).unwrap()
     }
 }

@@ -5,7 +5,6 @@ use std::ops::Range;
 use rustls::AlertDescription;
 
 use super::fault::{Checked, Fault};
-use super::keys::TAG;
 use super::message::Message;
 use super::{ALERT, APPLICATION_DATA, HANDSHAKE, HEADER, MAX_PLAINTEXT, MAX_RECORD, Session};
 use crate::base::{Error, Result, code};
@@ -88,9 +87,6 @@ impl Session {
             return Ok(Opened::Incomplete { needed: consumed });
         };
         let forged = || Fault::peer(AlertDescription::BadRecordMac, "a record that is not authentic");
-        if body.len() < TAG {
-            return Err(forged());
-        }
         let inner = self.read.open(header, body).ok_or_else(forged)?;
         let (content_type, length) = unpad(&body[..inner])?;
         let content = &body[..length];
@@ -147,7 +143,10 @@ impl Session {
                 self.count()?;
             }
             match message {
-                Message::Ticket(_) => {}
+                Message::Ticket(body) => {
+                    let kept = self.tickets.take().map_or(Ok(()), |tickets| tickets.keep(&body));
+                    kept.map_err(|_| Fault::peer(AlertDescription::DecodeError, "a session ticket that cannot be read"))?;
+                }
                 Message::KeyUpdate { requested } => {
                     self.read.advance().map_err(Fault::Internal)?;
                     // RFC 8446 §4.6.3: one answer is enough for all requests that arrive before it is sent.
