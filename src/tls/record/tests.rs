@@ -44,10 +44,11 @@ impl Mesh {
         Arc::new(roots)
     }
 
-    /// A server of rustls that knows one suite.
-    fn rustls_server(&self, suite: SupportedCipherSuite) -> ServerConfig {
-        let verifier = ClientOfMesh::new(self.roots(), one(suite), self.server.id.trust_domain.clone()).unwrap();
-        let mut config = ServerConfig::builder_with_provider(one(suite))
+    /// A server of rustls.
+    fn rustls_server(&self, provider: CryptoProvider) -> ServerConfig {
+        let provider = Arc::new(provider);
+        let verifier = ClientOfMesh::new(self.roots(), provider.clone(), self.server.id.trust_domain.clone()).unwrap();
+        let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
             .with_client_cert_verifier(Arc::new(verifier))
@@ -57,10 +58,11 @@ impl Mesh {
         config
     }
 
-    /// A client of rustls that knows one suite.
-    fn rustls_client(&self, suite: SupportedCipherSuite) -> ClientConfig {
-        let verifier = ServerOfMesh::new(self.roots(), one(suite), vec![self.server.id.clone()]);
-        let mut config = ClientConfig::builder_with_provider(one(suite))
+    /// A client of rustls.
+    fn rustls_client(&self, provider: CryptoProvider) -> ClientConfig {
+        let provider = Arc::new(provider);
+        let verifier = ServerOfMesh::new(self.roots(), provider.clone(), vec![self.server.id.clone()]);
+        let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
             .dangerous()
@@ -84,6 +86,7 @@ impl Mesh {
     }
 }
 
-fn one(suite: SupportedCipherSuite) -> Arc<CryptoProvider> {
-    Arc::new(CryptoProvider { cipher_suites: vec![suite], ..(*workload::provider()).clone() })
+/// Knows one suite.
+fn one(suite: SupportedCipherSuite) -> CryptoProvider {
+    CryptoProvider { cipher_suites: vec![suite], ..(*workload::provider()).clone() }
 }

@@ -3,6 +3,10 @@
 mod messages;
 mod moving;
 
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
 use super::*;
 use crate::base::code;
 
@@ -247,4 +251,32 @@ fn what_is_shown_holds_no_secret() {
     let exported = near.export().unwrap();
     let shown = format!("{exported:?} {:?}", exported.write);
     assert!(!shown.contains("1, 1") && !shown.contains("secret"), "{shown}");
+}
+
+/// Whatever an authentic record holds, the session takes it or fails; it never panics, and never grows.
+#[test]
+fn any_content_is_survived() {
+    let mut random = StdRng::seed_from_u64(1);
+    for _ in 0..3000 {
+        let (mut near, mut far) = two();
+        for _ in 0..20 {
+            let content_type = *[ALERT, HANDSHAKE, HANDSHAKE, APPLICATION_DATA, 0].choose(&mut random).unwrap();
+            let mut content = vec![0; random.random_range(0..12)];
+            // Small numbers are types and lengths more often than others.
+            content.fill_with(|| if random.random() { *[0, 1, 4, 22, 23, 24].choose(&mut random).unwrap() } else { random.random() });
+            let mut record = raw(&mut near, content_type, &content);
+            if far.open(&mut record).is_err() {
+                assert!(far.open(&mut record).is_err());
+                break;
+            }
+            pending(&mut far);
+            assert!(far.messages.partial().len() <= 12 * 20);
+        }
+    }
+}
+
+#[test]
+fn a_session_may_change_its_thread() {
+    fn moves<T: Send + Sync + 'static>() {}
+    moves::<Session>();
 }
