@@ -1,7 +1,9 @@
 //! Sessions that are resumed, and those that must not be.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use rustls::client::Resumption;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{AlertDescription, CertificateError, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 use rustls_pki_types::UnixTime;
@@ -11,6 +13,7 @@ use super::*;
 use crate::base::Error;
 use crate::identity::fake::scratch;
 use crate::tls::record::Session;
+use crate::tls::tickets::TicketStore;
 use crate::tls::workload;
 use crate::tls::workload::tests::{Root, client_id, id, server_id};
 
@@ -230,4 +233,34 @@ fn tickets_of_one_certificate_are_not_shared() {
     let ticket = one.ticketer.encrypt(b"state").unwrap();
     assert_eq!(one.ticketer.decrypt(&ticket).as_deref(), Some(&b"state"[..]));
     assert_eq!(two.ticketer.decrypt(&ticket), None);
+}
+
+#[tokio::test]
+async fn the_tickets_that_are_kept_are_bounded() {
+    let ca = scratch();
+    let (client, server) = (ca.mint(&client_id()).unwrap(), ca.mint(&server_id()).unwrap());
+    let ours = configs(&client).unwrap();
+    let config = ours.client(&client, &[server_id()]).unwrap();
+    let store = Arc::new(TicketStore::default());
+    let tickets = Resumption::store(store.clone());
+    for number in 0..=128 {
+        let (near, far) = tcp();
+        let name = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from(number)).into());
+        let near = async {
+            let mut near = near;
+            let remains = handshake::connect(&mut near, &config, name, &tickets, &|_| Ok(())).await.unwrap();
+            let (session, leftover) = remains.into_session().unwrap();
+            let mut near = Secured { socket: near, session, leftover, resumed: false };
+            write(&mut near, b"?").await;
+            assert_eq!(read(&mut near).await.unwrap(), b"!");
+        };
+        let far = async {
+            let (mut far, _) = accept(far, &server, LIMIT).await.unwrap();
+            write(&mut far, b"!").await;
+            assert_eq!(read(&mut far).await.unwrap(), b"?");
+        };
+        tokio::join!(near, far);
+        let kept = if number < 128 { number + 1 } else { 1 };
+        assert_eq!(format!("{store:?}"), format!("TicketStore {{ servers: {kept} }}"));
+    }
 }

@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::failure::from_handshake;
+use super::tickets::TicketStore;
 use super::verify::{ClientOfMesh, ServerOfMesh, peer_of_trust_domain};
 use crate::base::{Error, Result, code, deadline};
 use crate::identity::{Certificate, SpiffeId};
@@ -39,9 +40,6 @@ pub(super) const WITH_CLIENT: &str = "TLS handshake with the client's proxy";
 /// Client configurations of one certificate, one for each set of identities that a destination may have. Past this the
 /// set is started anew: building one costs tens of microseconds.
 const MAX_CLIENT_CONFIGS: usize = 256;
-
-/// Tickets of servers that a client keeps for one certificate. Past this the oldest go.
-const MAX_TICKETS: usize = 1024;
 
 /// Makes `io` a TLS connection to a peer that proves to be one of `expected`; says which one it is.
 ///
@@ -126,7 +124,7 @@ impl Configs {
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
         let ticketer = Ticketer::new().map_err(bad)?;
-        let tickets = Resumption::in_memory_sessions(MAX_TICKETS);
+        let tickets = Resumption::store(Arc::new(TicketStore::default()));
         Ok(Self { provider, roots, server: Arc::new(server), verifier, ticketer, tickets, clients: Mutex::default() })
     }
 
