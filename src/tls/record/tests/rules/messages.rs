@@ -1,5 +1,7 @@
 //! Handshake messages after the handshake.
 
+use tokio::io::AsyncWriteExt;
+
 use super::super::super::message::Message;
 use super::*;
 use crate::tls::record::open::MAX_SILENT;
@@ -138,4 +140,41 @@ fn a_message_is_found_whole() {
     assert_eq!(messages.next().unwrap(), Some(Message::Ticket(vec![0xab; 2])));
     assert_eq!(messages.next().unwrap(), Some(Message::KeyUpdate { requested: true }));
     assert_eq!(messages.next().unwrap(), None);
+}
+
+/// A client behind a real handshake, and its server, whose own ticket was never sent.
+async fn before_the_ticket() -> (Session, Session) {
+    let mesh = Mesh::new();
+    let (near, far) = tcp();
+    let near = async {
+        let mut near = mesh.connect(near).await.unwrap();
+        near.socket.write_all(&pending(&mut near.session)).await.unwrap();
+        near.session
+    };
+    let (near, far) = tokio::join!(near, mesh.accept(far));
+    let mut exported = far.unwrap().session.export().unwrap();
+    assert!(!exported.queued.is_empty());
+    (exported.queued, exported.write.sequence) = (Vec::new(), 0);
+    (near, Session::import(exported).unwrap())
+}
+
+#[tokio::test]
+async fn a_ticket_that_cannot_be_read_is_refused() {
+    for body in [&b""[..], b"x", &[0xff; 300]] {
+        let (mut client, mut server) = before_the_ticket().await;
+        let [_, rest @ ..] = u32::try_from(body.len()).unwrap().to_be_bytes();
+        let record = raw(&mut server, HANDSHAKE, &[&[4][..], &rest, body].concat());
+        refused(&mut client, &mut server, &record, AlertDescription::DecodeError);
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_that_is_too_long_is_dropped() {
+    let (mut client, mut server) = before_the_ticket().await;
+    for piece in ticket(0xffff).chunks(MAX_PLAINTEXT) {
+        opened(&mut client, &raw(&mut server, HANDSHAKE, piece)).unwrap();
+    }
+    // And the others of that server with it.
+    opened(&mut client, &raw(&mut server, HANDSHAKE, &ticket(3))).unwrap();
+    assert_eq!(opened(&mut client, &data(&mut server, b"x")).unwrap(), b"x");
 }
