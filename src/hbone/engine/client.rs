@@ -7,7 +7,7 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::super::core::{Connection, Head, Role, Slot};
-use super::{App, Command, Engine, Limits, Outcome, Owner, Shared};
+use super::{App, Command, Engine, Limits, Opening, Outcome, Owner, Shared};
 use crate::base::{Error, Result, code};
 use crate::hbone::{Request, Settings};
 use crate::tls::secured::Secured;
@@ -73,9 +73,9 @@ impl Client {
     /// both sides.
     pub(in crate::hbone) async fn carry(&self, request: Request, app: App) -> Outcome {
         let (done, ended) = oneshot::channel();
-        match self.shared.send(Command::Open { request, app, done }) {
+        match self.shared.send(Command::Open(Box::new(Opening { request, app, done }))) {
             Ok(()) => {}
-            Err(Command::Open { app, .. }) => return Outcome::Again(app, self.shared.reason()),
+            Err(Command::Open(opening)) => return Outcome::Again(opening.app, self.shared.reason()),
             Err(_) => return Outcome::Done(Err(self.shared.reason())),
         }
         wait(&self.shared, ended).await

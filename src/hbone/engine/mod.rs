@@ -51,15 +51,28 @@ const TURNS: usize = 8;
 /// What somebody outside wants of the engine.
 enum Command {
     /// A stream for an application (client).
-    Open { request: Request, app: App, done: oneshot::Sender<Outcome> },
+    Open(Box<Opening>),
     /// The answer to a request (server).
-    Answer { slot: Slot, headers: HeaderMap, app: App, done: oneshot::Sender<Outcome> },
+    Answer(Box<Answering>),
     /// An answer that ends the stream.
     Refuse { slot: Slot, status: u16 },
     /// No answer.
     Reset { slot: Slot, reason: Reason },
     /// Nothing new.
     Drain,
+}
+
+struct Opening {
+    request: Request,
+    app: App,
+    done: oneshot::Sender<Outcome>,
+}
+
+struct Answering {
+    slot: Slot,
+    headers: HeaderMap,
+    app: App,
+    done: oneshot::Sender<Outcome>,
 }
 
 /// What the engine shares with those outside.
@@ -259,8 +272,9 @@ impl<O: Owner> Engine<O> {
         };
         for command in commands {
             match command {
-                Command::Open { request, app, done } => self.open(&request, app, done),
-                Command::Answer { slot, headers, app, done } => {
+                Command::Open(opening) => self.open(*opening),
+                Command::Answer(answering) => {
+                    let Answering { slot, headers, app, done } = *answering;
                     // A stream that was torn meanwhile has no place any more; `done` is dropped and says so.
                     if let Some(place) = self.place(slot.0)
                         && matches!(place.state, State::Asked(_))
@@ -288,7 +302,7 @@ impl<O: Owner> Engine<O> {
         true
     }
 
-    fn open(&mut self, request: &Request, app: App, done: oneshot::Sender<Outcome>) {
+    fn open(&mut self, Opening { request, app, done }: Opening) {
         let Some(slot) = self.connection.open(&request.authority, &request.headers) else {
             let carried = Carried::new(app, false, 0, done);
             return carried.give_back(Error::new(&code::DRAINED, "the tunnel takes no more requests"));
@@ -448,8 +462,8 @@ impl<O: Owner> Engine<O> {
         }
         for command in late.into_iter().flatten() {
             // Nothing of it was done.
-            if let Command::Open { app, done, .. } = command {
-                Carried::new(app, false, 0, done).give_back(error.clone());
+            if let Command::Open(opening) = command {
+                Carried::new(opening.app, false, 0, opening.done).give_back(error.clone());
             }
         }
         tracing::trace!(orderly, "tunnel over");

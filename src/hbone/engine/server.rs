@@ -8,7 +8,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::super::core::{Connection, Head, Reason, Role, Slot};
 use super::client::wait;
-use super::{App, Command, Engine, Outcome, Owner, Shared};
+use super::{Answering, App, Command, Engine, Outcome, Owner, Shared};
 use crate::base::{Error, Result, code};
 use crate::hbone::Settings;
 use crate::tls::secured::Secured;
@@ -88,7 +88,7 @@ impl Arrival {
     pub(in crate::hbone) async fn carry(mut self, headers: HeaderMap, app: App) -> Result<()> {
         let (done, ended) = oneshot::channel();
         let gone = self.gone.take();
-        if self.shared.send(Command::Answer { slot: self.slot, headers, app, done }).is_err() {
+        if self.shared.send(Command::Answer(Box::new(Answering { slot: self.slot, headers, app, done }))).is_err() {
             return Err(self.shared.reason());
         }
         let outcome = wait(&self.shared, ended).await;

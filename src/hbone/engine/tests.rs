@@ -7,14 +7,16 @@ use bytes::Bytes;
 use futures::future::join_all;
 use http::HeaderMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::base::addr::NextHop;
 use crate::base::deadline;
 use crate::hbone::client as h2_client;
 use crate::hbone::{Engine as Kind, Server, Settings};
 use crate::identity::{FakeAuthority, SpiffeId, fake::scratch};
+use crate::net::socket::SocketFactory;
 use crate::tls;
 
 /// For anything that is to happen at all.
@@ -40,9 +42,10 @@ impl Count for Bytes2 {
 }
 
 async fn sockets() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-    (near.unwrap(), far.unwrap().0)
+    let factory = SocketFactory { netns: None, mark: None, reuse_port: false, keepalive: None };
+    let (listener, _) = factory.listen("127.0.0.1:0".parse().unwrap(), false).unwrap();
+    let near = factory.connect(NextHop::new(listener.local_addr().unwrap()), None).await.unwrap();
+    (near, listener.accept().await.unwrap().0)
 }
 
 fn id(name: &str) -> SpiffeId {
@@ -116,7 +119,7 @@ impl Pair {
 
 async fn carry(shared: &Arc<Shared>, app: App) -> Outcome {
     let (done, ended) = oneshot::channel();
-    assert!(shared.send(Command::Open { request: request("10.0.0.1:80"), app, done }).is_ok());
+    assert!(shared.send(Command::Open(Box::new(Opening { request: request("10.0.0.1:80"), app, done }))).is_ok());
     client::wait(shared, ended).await
 }
 
