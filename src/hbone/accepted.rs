@@ -3,7 +3,7 @@
 use http::{HeaderMap, Method, StatusCode};
 use tokio::net::TcpStream;
 
-use super::engine::{App, Arrival, Host};
+use super::engine::{self, App, Arrival, Host, Outcome};
 use super::{Engine, Incoming, Server, Settings, Stream};
 use crate::base::{Error, Result};
 use crate::identity::{Certificate, SpiffeId};
@@ -99,23 +99,41 @@ impl Accepted {
     }
 }
 
+/// A connection that a tunnel carries. Dropped before its end, it is reset on both sides.
+pub struct Carrying(engine::Carrying);
+
+impl Carrying {
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// It broke.
+    pub async fn over(self) -> Result<()> {
+        match self.0.await {
+            Outcome::Done(result) => result,
+            Outcome::Again(app, error) => {
+                app.reset();
+                Err(error)
+            }
+        }
+    }
+}
+
 /// What an accepted request has become.
 pub enum Answered {
-    /// The connection was carried to its end.
-    Over(Result<()>),
+    /// It is carried by the tunnel.
+    Carried(Carrying),
     /// It is to be carried (`h2` engine).
     Open(App, Stream),
 }
 
 impl Asked {
-    /// Answers 200 with `headers` and carries the connection to `app`, to its end. Dropped before, it is reset on both
-    /// sides.
+    /// Answers 200 with `headers`, and has the connection carried to `app`.
     ///
     /// # Errors
     /// The peer has given up or the tunnel is lost.
-    pub async fn carry(self, headers: HeaderMap, app: App) -> Result<Answered> {
+    pub fn carry(self, headers: HeaderMap, app: App) -> Result<Answered> {
         match self.answer {
-            Answer::Own(arrival) => Ok(Answered::Over(arrival.carry(headers, app).await)),
+            Answer::Own(arrival) => Ok(Answered::Carried(Carrying(arrival.carry(headers, app)?))),
             Answer::H2(incoming) => Ok(Answered::Open(app, incoming.accept(headers)?)),
         }
     }

@@ -24,7 +24,7 @@ mod stream;
 pub(crate) mod tests;
 mod tunnel;
 
-pub use accepted::{Accepted, Answered, Asked};
+pub use accepted::{Accepted, Answered, Asked, Carrying};
 pub use dial::{Dialer, Duplex, Io, Key};
 pub use engine::{App, Count, Side};
 pub use pool::{Counters, Opened, Pool, PoolSettings, TunnelFacts};

@@ -16,7 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::client::{self, OpenError};
 use super::dial::{Dialer, Key, unreachable};
-use super::engine::{App, Client, Outcome};
+use super::engine::{App, Carrying, Client, Outcome};
 use super::tunnel::{Connection, Gauges, Lease, Tunnel};
 use super::{Engine, Io, Request, Settings, Stream};
 use crate::base::{Error, Result, code, deadline};
@@ -161,21 +161,12 @@ impl Pool {
     /// # Errors
     /// The peer cannot be reached, is not who it should be, refuses the request or does not answer it; or the connection
     /// broke. A request that the peer did not touch is repeated once on another tunnel before.
-    pub async fn carry(&self, key: &Key, request: Request, mut app: App) -> Result<()> {
+    pub async fn carry(&self, wanted: Box<(Key, Request)>, mut app: App) -> Result<()> {
         let mut avoid = None;
         loop {
-            let lease = match self.shared.place(key, avoid).await {
-                Ok((lease, _)) => lease,
-                Err(error) => {
-                    app.reset();
-                    return Err(error);
-                }
-            };
-            let Connection::Own(client) = &lease.tunnel.connection else {
-                app.reset();
-                return Err(Error::internal("carrying needs an engine of our own"));
-            };
-            match client.carry(request.clone(), app).await {
+            // On the heap and gone while the connection lasts: most of its state is of a dial.
+            let (lease, carrying) = Box::pin(self.hand_over(&wanted, app, avoid)).await?;
+            match carrying.await {
                 Outcome::Done(result) => return result,
                 Outcome::Again(again, error) if avoid.is_none() => {
                     tracing::debug!(%error, tunnel = lease.tunnel.id, "request repeated on another tunnel");
@@ -188,6 +179,23 @@ impl Pool {
                 }
             }
         }
+    }
+
+    async fn hand_over(&self, wanted: &(Key, Request), app: App, avoid: Option<u64>) -> Result<(Lease, Carrying)> {
+        let (key, request) = wanted;
+        let lease = match self.shared.place(key, avoid).await {
+            Ok((lease, _)) => lease,
+            Err(error) => {
+                app.reset();
+                return Err(error);
+            }
+        };
+        let Connection::Own(client) = &lease.tunnel.connection else {
+            app.reset();
+            return Err(Error::internal("carrying needs an engine of our own"));
+        };
+        let carrying = client.carry(request.clone(), app);
+        Ok((lease, carrying))
     }
 
     /// Opens a stream on a tunnel that is there, or on a new one (`h2` engine).

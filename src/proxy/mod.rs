@@ -37,3 +37,19 @@ const TLS_LIMIT: Duration = Duration::from_secs(10);
 fn is_own_port(port: u16) -> bool {
     matches!(port, OUTBOUND_PORT | PASSTHROUGH_PORT | HBONE_PORT)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept<A, B, C, Kept>(_: impl Fn(A, B, C) -> Kept) -> usize {
+        std::mem::size_of::<Kept>()
+    }
+
+    #[test]
+    fn what_a_connection_keeps_while_it_lasts_is_small() {
+        let outbound = kept(|pod, app, ()| outbound::serve(pod, app));
+        let inbound = kept(inbound::stream_task);
+        assert!(outbound <= 576 && inbound <= 576, "bytes of a task: outbound {outbound}, inbound {inbound}");
+    }
+}

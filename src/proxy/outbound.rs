@@ -9,7 +9,7 @@ use super::dial::{To, dial};
 use super::parties::{party, service_name};
 use super::pod::Pod;
 use super::relay;
-use super::track::Entry;
+use super::track::{Entry, OutboundGuard};
 use super::{HBONE_PORT, headers, is_own_port};
 use crate::base::addr::{ClientAddr, NextHop, OrigDst};
 use crate::base::{Error, Result, code};
@@ -24,16 +24,23 @@ use crate::telemetry::tcp::{Connection, Direction, Facts, refuse};
 /// Serves one captured connection from accept to end.
 pub(super) async fn serve(pod: Arc<Pod>, app: TcpStream) {
     let _held = pod.shared.metrics.socket("source");
-    let (Ok(client), Ok(original)) = (socket::client(&app), socket::original_destination(&app)) else {
+    if let Some(begun) = accept(&pod, &app) {
+        carry(pod, app, begun).await;
+    }
+}
+
+fn accept(pod: &Pod, app: &TcpStream) -> Option<Begun> {
+    let (Ok(client), Ok(original)) = (socket::client(app), socket::original_destination(app)) else {
         // It was closed before it was looked at.
-        return;
+        return None;
     };
-    pod.sockets.tune(&app);
-    match plan(&pod, client, original, app.local_addr().ok()) {
-        Ok(plan) => carry(&pod, app, client, original, plan).await,
+    pod.sockets.tune(app);
+    match plan(pod, client, original, app.local_addr().ok()) {
+        Ok(plan) => Some(begin(pod, client, original, plan)),
         Err(error) => {
-            relay::reset(&app);
+            relay::reset(app);
             refuse(&pod.shared.metrics, Direction::Outbound, client.addr(), original.addr(), &error);
+            None
         }
     }
 }
@@ -85,13 +92,26 @@ fn plan(pod: &Pod, client: ClientAddr, original: OrigDst, local: Option<SocketAd
     })
 }
 
-async fn carry(pod: &Arc<Pod>, app: TcpStream, client: ClientAddr, original: OrigDst, plan: Plan) {
+/// A connection that has begun. What it takes to begin is not kept while it lasts.
+struct Begun {
+    way: Way,
+    connection: Arc<Connection>,
+    _listed: OutboundGuard,
+}
+
+/// The first steps of a connection that lasts.
+enum Way {
+    Plain(NextHop),
+    Tunnel(Box<(hbone::Key, hbone::Request)>),
+}
+
+fn begin(pod: &Pod, client: ClientAddr, original: OrigDst, plan: Plan) -> Begun {
     let (hbone_target, destination_id, protocol) = match &plan.via {
         Via::Plain => (None, None, "TCP"),
         Via::Tunnel { authority, destinations } => (Some(authority.clone()), destinations.first(), "HBONE"),
     };
     let tunnelled = hbone_target.is_some();
-    let _listed = pod.connections.outbound(Entry {
+    let listed = pod.connections.outbound(Entry {
         src: client.addr(),
         original_dst: Some(original.to_string()),
         actual_dst: plan.hop.addr(),
@@ -108,14 +128,25 @@ async fn carry(pod: &Arc<Pod>, app: TcpStream, client: ClientAddr, original: Ori
         mutual_tls: tunnelled,
     };
     let connection = Arc::new(Connection::open(&pod.shared.metrics, &pod.series, facts));
-    let result = match plan.via {
-        Via::Plain => plain(pod, app, plan.hop, &connection).await,
+    let way = match plan.via {
+        Via::Plain => Way::Plain(plan.hop),
         Via::Tunnel { authority, destinations } => {
             let service_host = plan.service.as_ref().map(|service| &*service.hostname);
             let headers = headers::request(&plan.source, client.addr(), service_host, pod.shared.settings.baggage);
             let key = hbone::Key { source: plan.identity, destinations, addr: plan.hop.addr(), source_ip: Some(client.ip()) };
-            tunnel(pod, app, key, hbone::Request { authority, headers }, &connection).await
+            Way::Tunnel(Box::new((key, hbone::Request { authority, headers })))
         }
+    };
+    Begun { way, connection, _listed: listed }
+}
+
+async fn carry(pod: Arc<Pod>, app: TcpStream, Begun { way, connection, _listed }: Begun) {
+    let result = match way {
+        Way::Plain(hop) => Box::pin(plain(&pod, app, hop, &connection)).await,
+        Way::Tunnel(wanted) if pod.shared.settings.http2.engine == Engine::Warren => {
+            pod.pool.carry(wanted, App::new(app, Side::Client, connection.clone())).await
+        }
+        Way::Tunnel(wanted) => Box::pin(tunnel(&pod, app, *wanted, &connection)).await,
     };
     connection.finish(result);
 }
@@ -130,14 +161,11 @@ async fn plain(pod: &Pod, app: TcpStream, hop: NextHop, connection: &Connection)
     result
 }
 
-async fn tunnel(pod: &Pod, app: TcpStream, key: hbone::Key, request: hbone::Request, connection: &Arc<Connection>) -> Result<()> {
-    if pod.shared.settings.http2.engine == Engine::Warren {
-        return pod.pool.carry(&key, request, App::new(app, Side::Client, connection.clone())).await;
-    }
+async fn tunnel(pod: &Pod, app: TcpStream, (key, request): (hbone::Key, hbone::Request), connection: &Connection) -> Result<()> {
     let carried = async {
         let opened = pod.pool.open(&key, request).await?;
         tracing::trace!(peer = %opened.peer, tunnel = opened.tunnel.id, reused = opened.tunnel.reused, "stream open");
-        relay::tcp_to_tunnel(&app, opened.stream, Side::Client, &**connection).await
+        relay::tcp_to_tunnel(&app, opened.stream, Side::Client, connection).await
     };
     let result = carried.await;
     reset_if_refused(&app, &result);

@@ -1,6 +1,9 @@
 //! The handle of a tunnel that this side has opened.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
@@ -69,16 +72,14 @@ impl Client {
         self.shared.link.closed().await;
     }
 
-    /// Carries an application's connection in a stream of its own, to its end. Dropped before, the connection is reset on
-    /// both sides.
-    pub(in crate::hbone) async fn carry(&self, request: Request, app: App) -> Outcome {
+    /// Carries an application's connection in a stream of its own.
+    pub(in crate::hbone) fn carry(&self, request: Request, app: App) -> Carrying {
         let (done, ended) = oneshot::channel();
-        match self.shared.send(Command::Open(Box::new(Opening { request, app, done }))) {
-            Ok(()) => {}
-            Err(Command::Open(opening)) => return Outcome::Again(opening.app, self.shared.reason()),
-            Err(_) => return Outcome::Done(Err(self.shared.reason())),
+        if let Err(Command::Open(opening)) = self.shared.send(Command::Open(Box::new(Opening { request, app, done }))) {
+            // The receiver is here.
+            let _ = opening.done.send(Outcome::Again(opening.app, self.shared.reason()));
         }
-        wait(&self.shared, ended).await
+        Carrying { ended, shared: self.shared.clone() }
     }
 }
 
@@ -89,10 +90,25 @@ impl Drop for Client {
     }
 }
 
-/// The end of a connection, from the engine that has it.
-pub(super) async fn wait(shared: &Shared, ended: oneshot::Receiver<Outcome>) -> Outcome {
-    // The engine settles all that it has; what is dropped without a word was lost with its stream.
-    ended.await.unwrap_or_else(|_| Outcome::Done(Err(shared.reason())))
+/// A connection that a tunnel has. Ends with it; dropped before, the connection is reset on both sides.
+pub(in crate::hbone) struct Carrying {
+    ended: oneshot::Receiver<Outcome>,
+    shared: Arc<Shared>,
+}
+
+impl Carrying {
+    pub(super) fn new(ended: oneshot::Receiver<Outcome>, shared: Arc<Shared>) -> Self {
+        Self { ended, shared }
+    }
+}
+
+impl Future for Carrying {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        // The engine settles all that it has; what is dropped without a word was lost with its stream.
+        Pin::new(&mut self.ended).poll(cx).map(|ended| ended.unwrap_or_else(|_| Outcome::Done(Err(self.shared.reason()))))
+    }
 }
 
 impl Shared {

@@ -31,7 +31,7 @@ use tokio::time::{Instant, Sleep};
 
 pub use self::app::{App, Count, Side};
 use self::buffer::Stretch;
-pub(super) use self::client::Client;
+pub(super) use self::client::{Carrying, Client};
 pub(super) use self::place::Outcome;
 use self::place::{Carried, Place, Reading, State, of_app};
 pub(super) use self::server::{Arrival, Host};
@@ -275,10 +275,12 @@ impl<O: Owner> Engine<O> {
                 Command::Open(opening) => self.open(*opening),
                 Command::Answer(answering) => {
                     let Answering { slot, headers, app, done } = *answering;
-                    // A stream that was torn meanwhile has no place any more; `done` is dropped and says so.
-                    if let Some(place) = self.place(slot.0)
-                        && matches!(place.state, State::Asked(_))
-                    {
+                    // A stream that was torn meanwhile has no place any more.
+                    if !matches!(self.place(slot.0), Some(Place { state: State::Asked(_), .. })) {
+                        app.reset();
+                        let gone = Error::new(&code::PEER_CLOSED, "the peer gave up before the answer");
+                        let _ = done.send(Outcome::Done(Err(gone)));
+                    } else if let Some(place) = self.place(slot.0) {
                         place.state = State::Carried(Box::new(Carried::new(app, true, 0, done)));
                         place.wake.waker.wake_by_ref();
                         self.connection.answer(slot, &headers);

@@ -7,8 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::super::core::{Connection, Head, Reason, Role, Slot};
-use super::client::wait;
-use super::{Answering, App, Command, Engine, Outcome, Owner, Shared};
+use super::{Answering, App, Carrying, Command, Engine, Owner, Shared};
 use crate::base::{Error, Result, code};
 use crate::hbone::Settings;
 use crate::tls::secured::Secured;
@@ -80,24 +79,25 @@ impl Host {
 }
 
 impl Arrival {
-    /// Answers 200 with `headers` and carries the connection to `app`, to its end. Dropped before, it is reset on both
-    /// sides.
+    /// Answers 200 with `headers` and carries the connection to `app`.
     ///
     /// # Errors
-    /// The connection broke, or the peer has given up.
-    pub(in crate::hbone) async fn carry(mut self, headers: HeaderMap, app: App) -> Result<()> {
-        let (done, ended) = oneshot::channel();
+    /// The peer has given up or the tunnel is lost.
+    pub(in crate::hbone) fn carry(mut self, headers: HeaderMap, app: App) -> Result<Carrying> {
         let gone = self.gone.take();
-        if self.shared.send(Command::Answer(Box::new(Answering { slot: self.slot, headers, app, done }))).is_err() {
-            return Err(self.shared.reason());
+        if let Some(given_up) = gone.and_then(|mut gone| gone.try_recv().ok()) {
+            app.reset();
+            return Err(given_up);
         }
-        let outcome = wait(&self.shared, ended).await;
-        match outcome {
-            Outcome::Done(result) => {
-                let given_up = gone.and_then(|mut gone| gone.try_recv().ok());
-                given_up.map_or(result, Err)
+        let (done, ended) = oneshot::channel();
+        match self.shared.send(Command::Answer(Box::new(Answering { slot: self.slot, headers, app, done }))) {
+            Ok(()) => Ok(Carrying::new(ended, self.shared.clone())),
+            Err(command) => {
+                if let Command::Answer(answering) = command {
+                    answering.app.reset();
+                }
+                Err(self.shared.reason())
             }
-            Outcome::Again(_, error) => Err(error),
         }
     }
 

@@ -112,7 +112,7 @@ impl Pair {
         let opened = tokio::spawn(async move { over(carry(&shared, near).await) });
         let arrival = soon(self.host.next()).await.unwrap();
         assert_eq!(arrival.head.authority, "10.0.0.1:80");
-        let accepted = tokio::spawn(arrival.carry(HeaderMap::new(), far));
+        let accepted = tokio::spawn(arrived(arrival, far));
         Through { client, server, opened, accepted, counts: [near_count, far_count] }
     }
 }
@@ -120,7 +120,11 @@ impl Pair {
 async fn carry(shared: &Arc<Shared>, app: App) -> Outcome {
     let (done, ended) = oneshot::channel();
     assert!(shared.send(Command::Open(Box::new(Opening { request: request("10.0.0.1:80"), app, done }))).is_ok());
-    client::wait(shared, ended).await
+    Carrying::new(ended, shared.clone()).await
+}
+
+async fn arrived(arrival: Arrival, app: App) -> Result<()> {
+    over(arrival.carry(HeaderMap::new(), app)?.await)
 }
 
 fn over(outcome: Outcome) -> Result<()> {
@@ -302,7 +306,7 @@ async fn refusals_are_told_and_what_was_not_touched_comes_back() {
     let shared = other.client.shared.clone();
     let opened = tokio::spawn(async move { over(carry(&shared, app_again).await) });
     let arrival = soon(other.host.next()).await.unwrap();
-    let accepted = tokio::spawn(arrival.carry(HeaderMap::new(), far));
+    let accepted = tokio::spawn(arrived(arrival, far));
     client.write_all(b" and late").await.unwrap();
     client.shutdown().await.unwrap();
     let mut got = Vec::new();
@@ -394,7 +398,7 @@ async fn an_h2_client_speaks_with_our_server() {
                     tokio::io::copy(&mut read, &mut write).await.unwrap();
                     write.shutdown().await.unwrap();
                 });
-                tokio::spawn(arrival.carry(HeaderMap::new(), far));
+                tokio::spawn(arrived(arrival, far));
             }
         });
         let (io, _) = tls::connect(near, &mine, &[id("server")], tls::HANDSHAKE_LIMIT).await.unwrap();
