@@ -13,9 +13,11 @@ mod passthrough;
 mod pod;
 mod relay;
 mod track;
+mod workers;
 
 pub use pod::{Limits, PodState, Pods, ServePods, Shared};
 pub use track::Entry;
+pub use workers::{Ending, Workers};
 
 use std::time::Duration;
 
@@ -48,7 +50,7 @@ mod tests {
 
     #[test]
     fn what_a_connection_keeps_while_it_lasts_is_small() {
-        let outbound = kept(|pod, app, ()| outbound::serve(pod, app));
+        let outbound = kept(outbound::serve);
         let inbound = kept(inbound::stream_task);
         assert!(outbound <= 576 && inbound <= 576, "bytes of a task: outbound {outbound}, inbound {inbound}");
     }

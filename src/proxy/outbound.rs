@@ -22,10 +22,10 @@ use crate::net::socket;
 use crate::telemetry::tcp::{Connection, Direction, Facts, refuse};
 
 /// Serves one captured connection from accept to end.
-pub(super) async fn serve(pod: Arc<Pod>, app: TcpStream) {
+pub(super) async fn serve(pod: Arc<Pod>, app: TcpStream, worker: usize) {
     let _held = pod.shared.metrics.socket("source");
     if let Some(begun) = accept(&pod, &app) {
-        carry(pod, app, begun).await;
+        carry(pod, app, worker, begun).await;
     }
 }
 
@@ -140,13 +140,13 @@ fn begin(pod: &Pod, client: ClientAddr, original: OrigDst, plan: Plan) -> Begun 
     Begun { way, connection, _listed: listed }
 }
 
-async fn carry(pod: Arc<Pod>, app: TcpStream, Begun { way, connection, _listed }: Begun) {
+async fn carry(pod: Arc<Pod>, app: TcpStream, worker: usize, Begun { way, connection, _listed }: Begun) {
     let result = match way {
         Way::Plain(hop) => Box::pin(plain(&pod, app, hop, &connection)).await,
         Way::Tunnel(wanted) if pod.shared.settings.http2.engine == Engine::Warren => {
-            pod.pool.carry(wanted, App::new(app, Side::Client, connection.clone())).await
+            pod.pool(worker).carry(wanted, App::new(app, Side::Client, connection.clone())).await
         }
-        Way::Tunnel(wanted) => Box::pin(tunnel(&pod, app, *wanted, &connection)).await,
+        Way::Tunnel(wanted) => Box::pin(tunnel(&pod, app, worker, *wanted, &connection)).await,
     };
     connection.finish(result);
 }
@@ -161,9 +161,15 @@ async fn plain(pod: &Pod, app: TcpStream, hop: NextHop, connection: &Connection)
     result
 }
 
-async fn tunnel(pod: &Pod, app: TcpStream, (key, request): (hbone::Key, hbone::Request), connection: &Connection) -> Result<()> {
+async fn tunnel(
+    pod: &Pod,
+    app: TcpStream,
+    worker: usize,
+    (key, request): (hbone::Key, hbone::Request),
+    connection: &Connection,
+) -> Result<()> {
     let carried = async {
-        let opened = pod.pool.open(&key, request).await?;
+        let opened = pod.pool(worker).open(&key, request).await?;
         tracing::trace!(peer = %opened.peer, tunnel = opened.tunnel.id, reused = opened.tunnel.reused, "stream open");
         relay::tcp_to_tunnel(&app, opened.stream, Side::Client, connection).await
     };

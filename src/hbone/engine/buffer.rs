@@ -22,7 +22,7 @@ pub(super) const RECORDS: usize = 16;
 pub(super) const SIZE: usize = RECORDS * RECORD + 4096;
 
 /// Buffers that a thread keeps for the next tunnel.
-const KEPT: usize = 4;
+const KEPT: usize = 2;
 
 thread_local! {
     static FREE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };

@@ -45,8 +45,8 @@ use crate::net::socket;
 use crate::tls::record::Session;
 use crate::tls::secured::Secured;
 
-/// Turns of a tunnel before it lets others run.
-const TURNS: usize = 8;
+/// Turns of a tunnel before it lets others run. One can take a quarter of a millisecond.
+const TURNS: usize = 2;
 
 /// What somebody outside wants of the engine.
 enum Command {
