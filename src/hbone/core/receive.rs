@@ -76,7 +76,8 @@ impl Connection {
             return self.torn(slot, reason, "DATA where none was allowed");
         }
         stream.receive_window -= i64::from(length);
-        if stream.receive_window < 0 {
+        // §6.9.1: an empty frame needs no window, which may be below zero since ours was made smaller.
+        if stream.receive_window < 0 && length > 0 {
             return self.torn(slot, Reason::FLOW_CONTROL_ERROR, "more DATA than the stream's window");
         }
         if padding > 0 {

@@ -98,6 +98,12 @@ impl Table {
         self.ids.len() >= limit && self.slots.iter().flatten().filter(|stream| !stream.is_over()).count() >= limit
     }
 
+    /// Slots that have been needed so far.
+    #[cfg(test)]
+    pub(super) fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }

@@ -10,6 +10,8 @@ use rand::{Rng, SeedableRng};
 use super::*;
 
 mod conformance;
+mod ledger;
+mod property;
 mod rows;
 mod rules;
 
