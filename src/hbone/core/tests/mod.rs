@@ -10,6 +10,7 @@ use rand::{Rng, SeedableRng};
 use super::*;
 
 mod conformance;
+mod h2_peer;
 mod hostile;
 mod ledger;
 mod property;
