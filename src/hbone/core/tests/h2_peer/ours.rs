@@ -56,6 +56,8 @@ impl Ours {
                 write.write_all(&out).await.unwrap();
                 write.shutdown().await.unwrap();
                 assert!(self.core.is_over());
+                // The other may still be saying that it has taken the last bytes.
+                tokio::io::copy(&mut read, &mut tokio::io::sink()).await.unwrap();
                 return self.seen;
             }
             let most = [1, 9, 100, buffer.len()][self.random.random_range(0..4)];
