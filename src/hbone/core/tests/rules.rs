@@ -177,6 +177,19 @@ fn both_halves_end_in_every_order_and_leave_nothing() {
     }
 }
 
+/// §6.7: what was not asked is no answer.
+#[test]
+fn only_the_answer_to_our_ping_shows_that_the_peer_lives() {
+    let mut client = lone(Role::Client, local(65_535));
+    client.core.advance(Duration::from_secs(1)).unwrap();
+    let ping = client.said().pop().unwrap();
+    client.hear(kind::PING, flag::ACK, 0, b"whatever");
+    client.core.advance(Duration::from_secs(20)).unwrap();
+    client.core.advance(Duration::from_secs(21)).unwrap_err();
+    client.hear(kind::PING, flag::ACK, 0, &ping.3);
+    client.core.advance(Duration::from_secs(30)).unwrap();
+}
+
 /// §6.9: bytes on streams that are gone count for the connection, and come back.
 #[test]
 fn the_window_of_a_connection_is_whole_after_a_thousand_resets() {
@@ -261,6 +274,14 @@ fn what_waits_to_be_sent_is_held_against_nobody_but_for_answers() {
     }
     client.hear(kind::PING, 0, 0, &[0; 8]);
     assert!(client.core.control().len() > 400_000);
+
+    // Nor are those that are sent in time.
+    let mut server = lone(Role::Server, Local { ping_interval: Duration::MAX, ..local(65_535) });
+    for second in 0..20_000 {
+        server.core.advance(Duration::from_secs(second)).unwrap();
+        server.hear(kind::PING, 0, 0, &[0; 8]);
+        server.said();
+    }
 
     let mut server = lone(Role::Server, Local { max_streams: 0, ping_interval: Duration::MAX, ..local(65_535) });
     let block = super::super::head::request(&mut Encoder::new(), "10.0.0.1:80", &HeaderMap::new());
