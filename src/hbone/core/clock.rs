@@ -10,13 +10,13 @@ use super::{Connection, Farewell, Local, Violation};
 /// In each of these a peer has a new [`BUDGET`].
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// Frames in a window that move no bytes: PING, SETTINGS, PRIORITY, empty DATA, unknown ones. Well-behaved peers send some
-/// tens.
+/// Frames in a window that neither move bytes nor end a stream: PING, SETTINGS, PRIORITY, empty DATA, unknown ones.
+/// Well-behaved peers send some tens.
 const BUDGET: u32 = 10_000;
 
-/// Streams in a window that a peer opens and resets before they are answered (CVE-2023-44487): clients that give up by
-/// themselves stay far below.
-const ABANDONED: u32 = 1_000;
+/// Streams in a window that a peer opens and resets before they are answered (CVE-2023-44487), or makes this side reset
+/// (CVE-2025-8671). Applications that give up at once, such as probes of ports, stay below.
+const ABANDONED: u32 = 5_000;
 
 /// Payloads of our PINGs: keepalive, and the one that follows the first GOAWAY.
 const KEEPALIVE: [u8; 8] = *b"warren-k";
@@ -93,7 +93,7 @@ impl Connection {
         Ok(())
     }
 
-    /// The peer reset a request that was not answered.
+    /// The peer reset a request that was not answered, or provoked its reset.
     pub(super) fn abandoned(&mut self) -> Result<(), Violation> {
         let left = self.clock.abandoned.checked_sub(1);
         self.clock.abandoned =

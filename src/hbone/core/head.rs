@@ -71,13 +71,17 @@ impl Fields {
     }
 
     fn try_add(&mut self, name: &[u8], value: &[u8]) -> Result<(), &'static str> {
+        // §8.2.1; also of pseudo-headers.
+        let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+        let trimmed = !is_blank(value.first()) && !is_blank(value.last());
+        let text = HeaderValue::from_bytes(value).ok().filter(|_| trimmed).ok_or("a header value that is none")?;
         if let Some(name) = name.strip_prefix(b":") {
             // §8.3: before all others, each once, none that is not defined.
             if !self.headers.is_empty() {
                 return Err("a pseudo-header after a header");
             }
             self.pseudo = true;
-            let text = || String::from_utf8(value.to_vec()).map_err(|_| "a pseudo-header that is no text");
+            let text = || text.to_str().map(ToOwned::to_owned).map_err(|_| "a pseudo-header that is no text");
             let twice = match name {
                 b"method" => self.method.replace(text()?).is_some(),
                 b"authority" => self.authority.replace(text()?).is_some(),
@@ -99,15 +103,12 @@ impl Fields {
             b"te" if value != b"trailers" => return Err("te other than trailers"),
             _ => {}
         }
-        let trimmed =
-            value.first().is_none_or(|byte| !matches!(byte, b' ' | b'\t')) && value.last().is_none_or(|byte| !matches!(byte, b' ' | b'\t'));
         let name = HeaderName::from_lowercase(name).map_err(|_| "a header name that is none")?;
-        let value = HeaderValue::from_bytes(value).ok().filter(|_| trimmed).ok_or("a header value that is none")?;
-        self.headers.try_append(name, value).map_err(|_| "too many headers")?;
+        self.headers.try_append(name, text).map_err(|_| "too many headers")?;
         Ok(())
     }
 
-    /// §8.3.1, and for CONNECT §8.5: only method and authority.
+    /// §8.3.1, and for CONNECT §8.5: method and authority, both, and no more.
     pub(super) fn request(self) -> Result<Head, &'static str> {
         if let Some(bad) = self.bad {
             return Err(bad);
@@ -118,6 +119,9 @@ impl Fields {
         }
         if method == "CONNECT" && (self.scheme || self.path) {
             return Err("CONNECT with scheme or path");
+        }
+        if method == "CONNECT" && self.authority.as_ref().is_none_or(String::is_empty) {
+            return Err("CONNECT without authority");
         }
         if method != "CONNECT" && !(self.scheme && self.path) {
             return Err("a request without scheme or path");

@@ -1,13 +1,13 @@
 //! Requests, answers and trailers that the peer sends.
 
-use super::frame::{Header, Reason, flag, number};
+use super::frame::{Header, Reason, flag};
 use super::head::{Block, Fields};
 use super::receive::{Outcome, protocol, size};
 use super::stream::Half;
-use super::{Connection, Event, Farewell, Later, Role, Slot, Violation};
+use super::{Connection, Event, Later, Role, Slot, Violation};
 
 /// Frames of one header block: a peer cuts it at 16 KiB, or is up to something (CVE-2024-27316).
-const MAX_PIECES: u32 = 16;
+const MAX_PIECES: u32 = 32;
 
 impl Connection {
     pub(super) fn headers(&mut self, header: Header, payload: &[u8]) -> Outcome {
@@ -21,11 +21,8 @@ impl Connection {
             block = rest.get(..length).unwrap_or_default();
         }
         if header.has(flag::PRIORITY) {
-            let (priority, rest) = block.split_at_checked(5).ok_or_else(|| size("HEADERS too short for their priority"))?;
-            if number(priority) & 0x7fff_ffff == header.stream {
-                return Err(protocol("a stream that depends on itself"));
-            }
-            block = rest;
+            // §5.3.2: obsolete, and read over.
+            (_, block) = block.split_at_checked(5).ok_or_else(|| size("HEADERS too short for their priority"))?;
         }
         let block = Block { stream: header.stream, end: header.has(flag::END_STREAM), bytes: block.to_vec(), pieces: 1 };
         self.piece_of_block(block, header)
@@ -58,10 +55,7 @@ impl Connection {
 
     fn request(&mut self, block: &Block, fields: Fields) -> Outcome {
         let id = block.stream;
-        if let Some((slot, stream)) = self.streams.find(id) {
-            if stream.reset {
-                return Ok(None);
-            }
+        if let Some((slot, stream)) = self.streams.find(id).filter(|(_, stream)| !stream.reset) {
             return match stream.receive {
                 Half::Open => self.trailers(slot, block.end, fields),
                 // §5.1: half-closed (remote).
@@ -71,19 +65,15 @@ impl Connection {
         if id.is_multiple_of(2) {
             return Err(protocol("a client's stream with an even number"));
         }
-        if id <= self.last_peer_id {
-            return match self.forgotten.contains(&id) {
-                true => Ok(None),
-                false => Err(Violation::new(Reason::STREAM_CLOSED, "HEADERS on a closed stream")),
-            };
+        if id <= self.last_peer_id && !self.is_dropped(id) {
+            return Err(Violation::new(Reason::STREAM_CLOSED, "HEADERS on a closed stream"));
         }
-        if matches!(self.farewell, Farewell::Said(last) if id > last) {
-            // §6.8: it is not looked at, and the peer knows.
+        self.last_peer_id = id.max(self.last_peer_id);
+        if self.is_dropped(id) {
             return Ok(None);
         }
-        self.last_peer_id = id;
         // §5.1.2; told so that the peer may try again (§8.7).
-        if self.streams.active() >= self.local.max_streams as usize {
+        if self.streams.are_full(self.local.max_streams) {
             self.spend()?;
             self.forget(id, Reason::REFUSED_STREAM);
             return Ok(None);
@@ -118,6 +108,8 @@ impl Connection {
             Half::Open => self.trailers(slot, block.end, fields),
             Half::Done => self.torn(slot, Reason::STREAM_CLOSED, "HEADERS after the end of a stream"),
             Half::Head => match fields.response() {
+                // §8.6: there is nothing to switch to.
+                Ok((101, _)) => self.torn(slot, Reason::PROTOCOL_ERROR, "101 Switching Protocols"),
                 // §8.1: not the answer yet.
                 Ok((100..=199, _)) if !block.end => self.spend().map(|()| None),
                 Ok((100..=199, _)) => self.torn(slot, Reason::PROTOCOL_ERROR, "an interim answer that ends the stream"),

@@ -96,7 +96,7 @@ pub(super) enum Event {
     Reset(Slot, Torn),
     /// A stream that had no room, or the connection, may have room now.
     Room(Option<Slot>),
-    /// The peer has told its limits (once).
+    /// The peer has told its limits, for the first time or anew.
     Settled,
     /// The peer takes no new streams.
     GoingAway(Reason),
@@ -107,6 +107,14 @@ pub(super) enum Event {
 enum Later {
     End(Slot),
     Untouched(Slot, Reason),
+}
+
+impl Later {
+    fn slot(&self) -> Slot {
+        match self {
+            Self::End(slot) | Self::Untouched(slot, _) => *slot,
+        }
+    }
 }
 
 /// How a stream was torn.
@@ -157,6 +165,8 @@ pub(super) struct Connection {
     last_peer_id: u32,
     /// Whole frames that wait to be sent.
     control: Vec<u8>,
+    /// Bytes of answers to the peer since nothing waited.
+    answers: usize,
     /// SETTINGS of this side that the peer has not acknowledged.
     unacknowledged: bool,
     /// How far the farewell of this side is.
@@ -198,6 +208,7 @@ impl Connection {
             next_id: 1,
             last_peer_id: 0,
             control: Vec::new(),
+            answers: 0,
             unacknowledged: true,
             farewell: Farewell::Unsaid,
             gone_away: None,

@@ -38,7 +38,7 @@ pub(super) enum Piece {
     /// More bytes are needed.
     Nothing,
     /// DATA begins. All of it counts for flow control, padding too (§6.1).
-    DataBegins { stream: u32, length: u32, padding: u32 },
+    DataBegins { header: Header, padding: u32 },
     /// So many of the bytes that were just consumed, at their end, are a part of a DATA frame's payload. `last` says that
     /// the frame ends the stream here.
     Data { stream: u32, length: usize, last: bool },
@@ -93,7 +93,7 @@ impl Parser {
                     let left = header.length.checked_sub(1 + padding);
                     let left = left.ok_or_else(|| Violation::new(Reason::PROTOCOL_ERROR, "more padding than payload"))?;
                     self.state = State::Data { header, left, padding, end: header.has(flag::END_STREAM) };
-                    return Ok((used, Piece::DataBegins { stream: header.stream, length: header.length, padding: padding + 1 }));
+                    return Ok((used, Piece::DataBegins { header, padding: padding + 1 }));
                 }
                 State::Data { header, left, padding, end } => {
                     let length = (*left as usize).min(rest.len());
@@ -169,7 +169,7 @@ impl Parser {
             return Ok(None);
         }
         self.state = State::Data { header, left: header.length, padding: 0, end: header.has(flag::END_STREAM) };
-        Ok(Some(Piece::DataBegins { stream: header.stream, length: header.length, padding: 0 }))
+        Ok(Some(Piece::DataBegins { header, padding: 0 }))
     }
 }
 

@@ -3,10 +3,10 @@
 use super::frame::{DEFAULT_WINDOW, Header, MAX_FRAME, MAX_WINDOW, MIN_FRAME, Reason, flag, kind, number, put, setting};
 use super::parse::Piece;
 use super::stream::Half;
-use super::{Connection, Event, Later, Role, Slot, Torn, Violation};
+use super::{Connection, Event, Farewell, Later, Role, Slot, Torn, Violation};
 
-/// Frames that wait to be sent, in bytes. They are answers: a peer that makes them pile up does not read.
-const MAX_CONTROL: usize = 256 * 1024;
+/// Answers that wait to be sent, in bytes: a peer that makes them pile up does not read.
+const MAX_ANSWERS: usize = 256 * 1024;
 
 pub(super) type Outcome = Result<Option<Event>, Violation>;
 
@@ -30,10 +30,11 @@ impl Connection {
         loop {
             let rest = input.get(used..).unwrap_or_default();
             let (length, piece) = self.parser.next(rest)?;
+            let waiting = self.control.len();
             used += length;
             let event = match piece {
                 Piece::Nothing => return Ok((used, None)),
-                Piece::DataBegins { stream, length, padding } => self.data_begins(stream, length, padding)?,
+                Piece::DataBegins { header, padding } => self.data_begins(header, padding)?,
                 Piece::Data { stream, length, last } => self.data_came(stream, length, last)?,
                 Piece::Frame { header, whole } if whole.is_empty() => {
                     let from = length.saturating_sub(header.length as usize);
@@ -42,7 +43,8 @@ impl Connection {
                 }
                 Piece::Frame { header, whole } => self.frame(header, &whole)?,
             };
-            if self.control.len() > MAX_CONTROL {
+            self.answers = if waiting == 0 { 0 } else { self.answers } + self.control.len() - waiting;
+            if self.answers > MAX_ANSWERS {
                 return Err(Violation::new(Reason::ENHANCE_YOUR_CALM, "the peer asks and does not read the answers"));
             }
             if event.is_some() {
@@ -52,13 +54,14 @@ impl Connection {
     }
 
     /// A DATA frame counts for both windows as a whole (§6.9.1).
-    fn data_begins(&mut self, id: u32, length: u32, padding: u32) -> Outcome {
+    fn data_begins(&mut self, header: Header, padding: u32) -> Outcome {
+        let Header { stream: id, length, .. } = header;
         self.outside_of_block(kind::DATA, id)?;
         self.after_settings(kind::DATA, 0)?;
         if self.is_idle(id) {
             return Err(protocol("DATA on a stream that was not opened"));
         }
-        if length == 0 {
+        if length == 0 && !header.has(flag::END_STREAM) {
             self.spend()?;
         }
         self.receive_window -= i64::from(length);
@@ -68,13 +71,13 @@ impl Connection {
         self.owe(length);
         let Some((slot, stream)) = self.streams.find(id) else { return self.late(id) };
         if stream.receive != Half::Open {
-            return match stream.reset {
-                true => Ok(None),
-                false => self.torn(slot, Reason::STREAM_CLOSED, "DATA where none was allowed"),
-            };
+            // §5.1: half-closed (remote); §8.1: an answer begins with headers.
+            let reason = if stream.receive == Half::Head { Reason::PROTOCOL_ERROR } else { Reason::STREAM_CLOSED };
+            return self.torn(slot, reason, "DATA where none was allowed");
         }
         stream.receive_window -= i64::from(length);
-        if stream.receive_window < 0 {
+        // §6.9.1: an empty frame needs no window, which may be below zero since ours was made smaller.
+        if stream.receive_window < 0 && length > 0 {
             return self.torn(slot, Reason::FLOW_CONTROL_ERROR, "more DATA than the stream's window");
         }
         if padding > 0 {
@@ -139,20 +142,18 @@ impl Connection {
         Err(protocol("no SETTINGS at first"))
     }
 
-    /// §5.3.2: priorities are obsolete; their form is still checked (§6.3).
+    /// §5.3.2: priorities are obsolete; only their form is checked (§6.3).
     fn priority(&mut self, header: Header, payload: &[u8]) -> Outcome {
         if header.stream == 0 {
             return Err(protocol("PRIORITY on stream 0"));
         }
         self.spend()?;
-        let fault = match payload.len() {
-            5 if number(payload) & 0x7fff_ffff == header.stream => Reason::PROTOCOL_ERROR,
-            5 => return Ok(None),
-            _ => Reason::FRAME_SIZE_ERROR,
-        };
+        const WHAT: &str = "PRIORITY that is not of 5 bytes";
         match self.streams.find(header.stream) {
-            Some((slot, _)) => self.torn(slot, fault, "PRIORITY that makes no sense"),
-            None => Err(Violation::new(fault, "PRIORITY that makes no sense")),
+            _ if payload.len() == 5 => Ok(None),
+            Some((slot, _)) => self.torn(slot, Reason::FRAME_SIZE_ERROR, WHAT),
+            // §6.4: nothing is said about a stream that is idle.
+            None => Err(size(WHAT)),
         }
     }
 
@@ -164,10 +165,10 @@ impl Connection {
             return Err(protocol("RST_STREAM on a stream that was not opened"));
         }
         let reason = Reason(number(payload));
-        let Some((slot, stream)) = self.streams.find(header.stream) else { return Ok(None) };
-        if stream.reset {
-            return Ok(None);
-        }
+        let Some((slot, stream)) = self.streams.find(header.stream).filter(|(_, stream)| !stream.reset) else {
+            // One for each stream that is torn here may be under way.
+            return if self.is_dropped(header.stream) { Ok(None) } else { self.spend().map(|()| None) };
+        };
         let (unanswered, complete) = (stream.send == Half::Head, stream.is_over());
         (stream.send, stream.receive, stream.reset) = (Half::Done, Half::Done, true);
         if self.role == Role::Server && unanswered {
@@ -193,24 +194,21 @@ impl Connection {
             return Err(size("SETTINGS that are not a multiple of 6 bytes"));
         }
         self.spend()?;
-        let mut room = false;
         for entry in payload.chunks_exact(6) {
             let [a, b, rest @ ..] = entry else { continue };
-            room |= self.setting(u16::from_be_bytes([*a, *b]), number(rest))?;
+            self.setting(u16::from_be_bytes([*a, *b]), number(rest))?;
         }
         put(&mut self.control, kind::SETTINGS, flag::ACK, 0, &[]);
-        let first = !std::mem::replace(&mut self.remote.known, true);
-        Ok(if first { Some(Event::Settled) } else { room.then_some(Event::Room(None)) })
+        self.remote.known = true;
+        Ok(Some(Event::Settled))
     }
 
-    /// Whether streams may have more room by it.
-    fn setting(&mut self, name: u16, value: u32) -> Result<bool, Violation> {
+    fn setting(&mut self, name: u16, value: u32) -> Result<(), Violation> {
         match name {
-            setting::ENABLE_PUSH if value > 1 || (value == 1 && self.role == Role::Client) => Err(protocol("ENABLE_PUSH out of range")),
-            setting::MAX_CONCURRENT_STREAMS => {
-                self.remote.max_streams = Some(value);
-                Ok(false)
+            setting::ENABLE_PUSH if value > 1 || (value == 1 && self.role == Role::Client) => {
+                return Err(protocol("ENABLE_PUSH out of range"));
             }
+            setting::MAX_CONCURRENT_STREAMS => self.remote.max_streams = Some(value),
             setting::INITIAL_WINDOW_SIZE => {
                 if i64::from(value) > MAX_WINDOW {
                     return Err(Violation::new(Reason::FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE out of range"));
@@ -224,22 +222,18 @@ impl Connection {
                         return Err(Violation::new(Reason::FLOW_CONTROL_ERROR, "a window beyond 2^31-1"));
                     }
                 }
-                Ok(change > 0)
             }
             setting::MAX_FRAME_SIZE => {
                 if !(MIN_FRAME..=MAX_FRAME).contains(&value) {
                     return Err(protocol("MAX_FRAME_SIZE out of range"));
                 }
                 self.remote.frame_size = value;
-                Ok(false)
             }
-            setting::HEADER_TABLE_SIZE => {
-                self.encoder.announced(value as usize);
-                Ok(false)
-            }
+            setting::HEADER_TABLE_SIZE => self.encoder.announced(value as usize),
             // §6.5.2: unknown ones are ignored. Limits of header lists are advisory, and ours are short.
-            _ => Ok(false),
+            _ => {}
         }
+        Ok(())
     }
 
     /// Until now the peer may have used the default window where ours is smaller (§6.9.2).
@@ -314,9 +308,14 @@ impl Connection {
         }
     }
 
-    /// A frame on a stream that is closed: it may have crossed our reset (§5.1), else the peer is told.
+    /// Whether frames of that closed stream are dropped: they may have crossed our reset (§5.1), or our farewell (§6.8).
+    pub(super) fn is_dropped(&self, id: u32) -> bool {
+        self.forgotten.contains(&id) || (self.role == Role::Server && matches!(self.farewell, Farewell::Said(last) if id > last))
+    }
+
+    /// A frame on a stream that is closed.
     pub(super) fn late(&mut self, id: u32) -> Outcome {
-        if !self.forgotten.contains(&id) {
+        if !self.is_dropped(id) {
             self.spend()?;
             self.forget(id, Reason::STREAM_CLOSED);
         }
@@ -325,8 +324,11 @@ impl Connection {
 
     /// An error of one stream (§5.4.2).
     pub(super) fn torn(&mut self, slot: Slot, reason: Reason, what: &'static str) -> Outcome {
-        self.spend()?;
-        let Some(stream) = self.streams.get_mut(slot) else { return Ok(None) };
+        match self.role {
+            Role::Client => self.spend()?,
+            Role::Server => self.abandoned()?,
+        }
+        let Some(stream) = self.streams.get_mut(slot).filter(|stream| !stream.reset) else { return Ok(None) };
         let (id, told) = (stream.id, stream.is_over());
         (stream.send, stream.receive, stream.reset) = (Half::Done, Half::Done, true);
         self.forget(id, reason);

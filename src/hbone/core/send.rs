@@ -10,9 +10,11 @@ use super::{Connection, Farewell, Role, Slot, head};
 const FORGOTTEN: usize = 256;
 
 impl Connection {
-    /// Asks for a stream; bytes may follow at once. `None` when the connection takes no more.
+    /// Asks for a stream; bytes may follow at once. `None` when the connection takes no more, or no more at once: the limit
+    /// of the peer, as soon as it is known, is kept (§5.1.2).
     pub(in crate::hbone) fn open(&mut self, authority: &str, headers: &HeaderMap) -> Option<Slot> {
-        if self.role != Role::Client || !self.is_usable() {
+        let full = self.remote.max_streams.is_some_and(|limit| self.streams.are_full(limit));
+        if self.role != Role::Client || full || !self.is_usable() {
             return None;
         }
         let id = self.next_id;
@@ -84,6 +86,7 @@ impl Connection {
     pub(in crate::hbone) fn release(&mut self, slot: Slot) {
         self.reset(slot, Reason::CANCEL);
         self.streams.remove(slot);
+        self.later.retain(|later| later.slot() != slot);
     }
 
     /// An application has taken so many bytes of a stream.
@@ -121,7 +124,9 @@ impl Connection {
 
     /// The last frame of a connection that ends for `reason`.
     pub(in crate::hbone) fn abort(&mut self, reason: Reason) {
-        self.goaway(self.last_peer_id, reason);
+        // §6.8: never more than was said before.
+        let last = if let Farewell::Said(last) = self.farewell { last } else { self.last_peer_id };
+        self.goaway(last, reason);
     }
 
     fn goaway(&mut self, last: u32, reason: Reason) {

@@ -92,9 +92,16 @@ impl Table {
         slots.filter_map(|(stream, index)| Some((Slot(index), stream.as_mut()?)))
     }
 
-    /// Streams that count for a limit (§5.1.2).
-    pub(super) fn active(&self) -> usize {
-        self.slots.iter().flatten().filter(|stream| !stream.is_over()).count()
+    /// Whether there are as many streams as `limit` says, those that are over not counted (§5.1.2).
+    pub(super) fn are_full(&self, limit: u32) -> bool {
+        let limit = limit as usize;
+        self.ids.len() >= limit && self.slots.iter().flatten().filter(|stream| !stream.is_over()).count() >= limit
+    }
+
+    /// Slots that have been needed so far.
+    #[cfg(test)]
+    pub(super) fn slots(&self) -> usize {
+        self.slots.len()
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -9,6 +9,14 @@ use rand::{Rng, SeedableRng};
 
 use super::*;
 
+mod conformance;
+mod h2_peer;
+mod hostile;
+mod ledger;
+mod property;
+mod rows;
+mod rules;
+
 fn local(stream_window: u32) -> Local {
     Local {
         stream_window,
@@ -208,11 +216,15 @@ fn a_reset_is_told_once_and_what_crosses_it_is_dropped() {
 #[test]
 fn streams_above_the_limit_can_be_repeated_elsewhere() {
     let mut pair = pair(local(65_535), Local { max_streams: 2, ..local(65_535) });
-    let _open = (pair.stream(), pair.stream());
-    assert_eq!(pair.client.connection.peer_limit(), 2);
-    let third = pair.client.connection.open("10.0.0.1:80", &HeaderMap::new()).unwrap();
+    // Before the limit is known.
+    let [first, _, third] = [(); 3].map(|()| pair.client.connection.open("10.0.0.1:80", &HeaderMap::new()).unwrap());
     pair.settle();
+    assert_eq!((pair.client.connection.peer_limit(), pair.server.requests().len()), (2, 2));
     assert!(pair.client.saw(|event| matches!(event, Event::Reset(slot, Torn::Untouched(Reason::REFUSED_STREAM)) if *slot == third)));
+    // And after it is.
+    assert!(pair.client.connection.open("10.0.0.1:80", &HeaderMap::new()).is_none());
+    pair.client.connection.release(first);
+    assert!(pair.client.connection.open("10.0.0.1:80", &HeaderMap::new()).is_some());
 }
 
 #[test]
