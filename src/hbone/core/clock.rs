@@ -18,6 +18,9 @@ const BUDGET: u32 = 10_000;
 /// (CVE-2025-8671). Applications that give up at once, such as probes of ports, stay below.
 const ABANDONED: u32 = 5_000;
 
+/// A server waits for so long before it asks how long a round trip takes.
+const FIRST_PING: Duration = Duration::from_secs(1);
+
 /// Payloads of our PINGs: keepalive, and the one that follows the first GOAWAY.
 const KEEPALIVE: [u8; 8] = *b"warren-k";
 const FAREWELL: [u8; 8] = *b"warren-f";
@@ -42,8 +45,12 @@ enum Ping {
 }
 
 impl Clock {
+    pub(super) fn now(&self) -> Duration {
+        self.now
+    }
+
     pub(super) fn new(local: &Local, at_once: bool) -> Self {
-        let due = if at_once { Duration::ZERO } else { local.ping_interval };
+        let due = if at_once { Duration::ZERO } else { local.ping_interval.min(FIRST_PING) };
         Self {
             now: Duration::ZERO,
             window: Duration::ZERO,
@@ -113,7 +120,10 @@ impl Connection {
             put(&mut self.control, kind::PING, flag::ACK, 0, payload);
             return Ok(());
         }
-        if payload == KEEPALIVE && matches!(self.clock.ping, Ping::Sent(_)) {
+        if payload == KEEPALIVE
+            && let Ping::Sent(at) = self.clock.ping
+        {
+            self.window.round_trip(self.clock.now.saturating_sub(at));
             self.clock.ping = Ping::Due(self.clock.now + self.clock.interval);
         } else if payload == FAREWELL && self.farewell == Farewell::Announced {
             self.say_farewell();

@@ -25,6 +25,7 @@ mod send;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod window;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -36,6 +37,7 @@ pub(super) use self::frame::{HEADER, Reason};
 pub(super) use self::head::Head;
 use self::parse::Parser;
 use self::stream::Table;
+use self::window::Window;
 use super::hpack::{Decoder, Encoder};
 
 /// The number of a stream for as long as it is known here; small, and used again.
@@ -158,7 +160,7 @@ pub(super) struct Connection {
     send_window: i64,
     /// What the peer may still send in all.
     receive_window: i64,
-    owed: u32,
+    window: Window,
     /// Of the next stream that is opened here.
     next_id: u32,
     /// Largest that the peer has opened.
@@ -204,7 +206,7 @@ impl Connection {
             streams: Table::default(),
             send_window: i64::from(frame::DEFAULT_WINDOW),
             receive_window: i64::from(frame::DEFAULT_WINDOW),
-            owed: 0,
+            window: Window::new(local.connection_window),
             next_id: 1,
             last_peer_id: 0,
             control: Vec::new(),

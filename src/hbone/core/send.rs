@@ -161,9 +161,7 @@ impl Connection {
 
     /// Bytes of the connection's window come back as soon as they are here: a stream that nobody reads stops itself only.
     pub(super) fn owe(&mut self, length: u32) {
-        self.owed += length;
-        if self.owed >= (self.local.connection_window / 4).max(1) {
-            let owed = std::mem::take(&mut self.owed);
+        if let Some(owed) = self.window.came(length, self.clock.now()) {
             self.receive_window += i64::from(owed);
             put(&mut self.control, kind::WINDOW_UPDATE, 0, 0, &owed.to_be_bytes());
         }
@@ -192,7 +190,7 @@ impl Connection {
             .collect();
         put(&mut self.control, kind::SETTINGS, 0, 0, &payload);
         // The connection's window is only changed by WINDOW_UPDATE, and never made smaller (§6.9.2).
-        let more = local.connection_window.saturating_sub(super::frame::DEFAULT_WINDOW);
+        let more = self.window.size().saturating_sub(super::frame::DEFAULT_WINDOW);
         if more > 0 {
             self.receive_window += i64::from(more);
             put(&mut self.control, kind::WINDOW_UPDATE, 0, 0, &more.to_be_bytes());

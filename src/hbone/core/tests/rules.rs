@@ -128,7 +128,7 @@ fn a_server_parts_in_three_steps_and_drops_what_comes_too_late() {
     server.hear(kind::PING, flag::ACK, 0, &said[1].3);
     assert_eq!(server.said(), [goaway(3)]);
 
-    let (events, whole) = (server.events.len(), server.core.receive_window + i64::from(server.core.owed));
+    let (events, whole) = (server.events.len(), server.core.receive_window + server.core.window.owed());
     // It adds "x: A" to the table.
     server.hear(kind::HEADERS, flag::END_HEADERS, 5, b"\x02\x07CONNECT\x01\x0410:1\x40\x01x\x01A");
     server.hear(kind::DATA, 0, 5, &[0; 1000]);
@@ -136,7 +136,7 @@ fn a_server_parts_in_three_steps_and_drops_what_comes_too_late() {
     server.hear(kind::DATA, flag::END_STREAM, 5, &[0; 1000]);
     server.hear(kind::RST_STREAM, 0, 5, &[0, 0, 0, 8]);
     assert!(server.events.len() == events && server.said().is_empty(), "it is dropped in silence");
-    assert_eq!(server.core.receive_window + i64::from(server.core.owed), whole);
+    assert_eq!(server.core.receive_window + server.core.window.owed(), whole);
     // Trailers of the first stream, out of the table.
     server.hear(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, 1, b"\xbe");
     assert!(matches!(server.events.last(), Some(Event::End(slot)) if *slot == first));
@@ -206,7 +206,7 @@ fn the_window_of_a_connection_is_whole_after_a_thousand_resets() {
         assert_eq!(server.said().iter().filter(|(kind, ..)| *kind == kind::RST_STREAM).count(), 1, "it is told once");
     }
     let core = &server.core;
-    assert_eq!(core.receive_window + i64::from(core.owed), 1 << 20);
+    assert_eq!(core.receive_window + core.window.owed(), 1 << 20);
     assert!(core.streams.is_empty() && core.forgotten.len() <= 256 && sent < 0);
 }
 
@@ -276,14 +276,14 @@ fn what_waits_to_be_sent_is_held_against_nobody_but_for_answers() {
     assert!(client.core.control().len() > 400_000);
 
     // Nor are those that are sent in time.
-    let mut server = lone(Role::Server, Local { ping_interval: Duration::MAX, ..local(65_535) });
+    let mut server = lone(Role::Server, Local { ping_limit: Duration::from_secs(1 << 40), ..local(65_535) });
     for second in 0..20_000 {
         server.core.advance(Duration::from_secs(second)).unwrap();
         server.hear(kind::PING, 0, 0, &[0; 8]);
         server.said();
     }
 
-    let mut server = lone(Role::Server, Local { max_streams: 0, ping_interval: Duration::MAX, ..local(65_535) });
+    let mut server = lone(Role::Server, Local { max_streams: 0, ping_limit: Duration::from_secs(1 << 40), ..local(65_535) });
     let block = super::super::head::request(&mut Encoder::new(), "10.0.0.1:80", &HeaderMap::new());
     let refused = (1..).step_by(2).take(30_000).find_map(|stream| {
         server.core.advance(Duration::from_secs(stream.into())).unwrap();

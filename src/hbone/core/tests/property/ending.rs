@@ -100,8 +100,8 @@ impl World {
             assert!(side.core.is_over() && side.core.later.is_empty() && side.core.block.is_none());
             assert!(side.core.streams.slots() <= side.peak, "slots were leaked: {} at most", side.peak);
             assert_eq!(side.core.send_window, other.core.receive_window, "the windows of both ends agree");
-            let whole = i64::from(other.core.local.connection_window.max(65_535));
-            assert_eq!(other.core.receive_window + i64::from(other.core.owed), whole, "every byte came back");
+            let whole = i64::from(other.core.window.size().max(65_535));
+            assert_eq!(other.core.receive_window + other.core.window.owed(), whole, "every byte came back");
         }
     }
 }
