@@ -42,7 +42,7 @@ mod hbone {
             socket.write_all(connection.control())?;
             connection.control().clear();
             if connection.is_over() {
-                return Ok(());
+                return part(socket);
             }
             let length = socket.read(&mut buffer)?;
             let bytes = buffer.get(..length).unwrap_or_default();
@@ -51,10 +51,7 @@ mod hbone {
             }
             if !hear(&mut connection, &mut answers, bytes) {
                 socket.write_all(connection.control())?;
-                // Closed before all is read, the kernel sends a reset, and the peer may lose the GOAWAY.
-                socket.shutdown(Shutdown::Write)?;
-                io::copy(&mut socket, &mut io::sink())?;
-                return Ok(());
+                return part(socket);
             }
             for (slot, rest) in &mut answers {
                 while let length @ 1.. = connection.room(*slot).min(connection.frame_size()).min(rest.len()) {
@@ -73,6 +70,12 @@ mod hbone {
                 !rest.is_empty()
             });
         }
+    }
+
+    /// Closed before all is read, the kernel sends a reset, and the peer may lose what was said last.
+    fn part(mut socket: TcpStream) -> io::Result<()> {
+        socket.shutdown(Shutdown::Write)?;
+        io::copy(&mut socket, &mut io::sink()).map(drop)
     }
 
     /// Whether the connection goes on.
