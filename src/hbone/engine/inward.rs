@@ -126,7 +126,8 @@ impl<O: Owner> Engine<O> {
 
     fn answered(&mut self, slot: Slot, status: u16) {
         let Some(carried) = self.carried(slot.0) else { return };
-        if status != 200 {
+        // RFC 9113 §8.5: any of them.
+        if !(200..300).contains(&status) {
             let error = Error::new(&code::CONNECT_REJECTED, format!("the peer answered {status}"));
             return self.finish(slot.0, Err(error), true);
         }

@@ -307,7 +307,7 @@ impl<O: Owner> Engine<O> {
     fn open(&mut self, Opening { request, app, done }: Opening) {
         let Some(slot) = self.connection.open(&request.authority, &request.headers) else {
             let carried = Carried::new(app, false, 0, done);
-            return carried.give_back(Error::new(&code::DRAINED, "the tunnel takes no more requests"));
+            return carried.give_back(Error::new(&code::DRAINED, "the tunnel takes no more requests for now"));
         };
         self.requests += 1;
         self.unanswered.push_back((slot.0, self.requests, Instant::now() + self.answer_limit));
