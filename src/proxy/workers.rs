@@ -161,7 +161,7 @@ mod tests {
         let places: Vec<_> = (0..9).map(|_| workers.place(Kind::Outbound, 1)).collect();
         let mut of = [0; 3];
         places.iter().for_each(|place| of[place.worker] += 1);
-        assert_eq!(of, [3, 3, 3].map(|fair: i32| fair).map(|fair| fair), "{of:?}");
+        assert!(of.iter().all(|open| (2..=4).contains(open)), "{of:?}");
         assert_eq!(workers.place(Kind::Tunnel, 2).worker, 2, "each kind by itself");
         drop(places);
         for _ in 0..5 {

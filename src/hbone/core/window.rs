@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// As long as nothing shows that more is needed: a millisecond at 8 Gb/s.
-const LEAST: u32 = 1 << 20;
+/// As long as nothing shows that more is needed: a third of a millisecond at 10 Gb/s, and one batch on its way while
+/// another is looked at.
+const LEAST: u32 = 384 << 10;
 
 /// A measurement takes this long, or some round trips.
 const MEASURE: Duration = Duration::from_millis(10);
@@ -105,7 +106,7 @@ mod tests {
     fn the_window_is_as_large_as_the_network_needs() {
         let ms = Duration::from_millis;
         assert_eq!(settled(Duration::from_micros(100), 1 << 30), LEAST, "a receiver that is slower than the network");
-        assert_eq!(settled(ms(1), 1 << 28), LEAST);
+        assert_eq!(settled(ms(1), 1 << 27), LEAST);
         assert!((4 << 20..=8 << 20).contains(&settled(ms(10), 300 << 20)), "3 MB on their way");
         assert_eq!(settled(ms(100), 1 << 30), 16 << 20, "never above what was allowed");
     }

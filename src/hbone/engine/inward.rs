@@ -243,7 +243,8 @@ impl<O: Owner> Engine<O> {
             && carried.reading == Reading::Blocked
         {
             carried.reading = Reading::Listed;
-            self.readable.come(slot, false);
+            let sparse = carried.records == 1;
+            self.readable.come(slot, sparse);
         }
     }
 
