@@ -161,6 +161,9 @@ pub(super) struct Connection {
     /// What the peer may still send in all.
     receive_window: i64,
     window: Window,
+    /// Nothing of it is given back for now; so much would be.
+    holding: bool,
+    held: u32,
     /// Of the next stream that is opened here.
     next_id: u32,
     /// Largest that the peer has opened.
@@ -207,6 +210,8 @@ impl Connection {
             send_window: i64::from(frame::DEFAULT_WINDOW),
             receive_window: i64::from(frame::DEFAULT_WINDOW),
             window: Window::new(local.connection_window),
+            holding: false,
+            held: 0,
             next_id: 1,
             last_peer_id: 0,
             control: Vec::new(),

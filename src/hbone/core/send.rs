@@ -161,10 +161,28 @@ impl Connection {
 
     /// Bytes of the connection's window come back as soon as they are here: a stream that nobody reads stops itself only.
     pub(super) fn owe(&mut self, length: u32) {
+        if self.holding {
+            self.held = self.held.saturating_add(length);
+            return;
+        }
         if let Some(owed) = self.window.came(length, self.clock.now()) {
             self.receive_window += i64::from(owed);
             put(&mut self.control, kind::WINDOW_UPDATE, 0, 0, &owed.to_be_bytes());
         }
+    }
+
+    /// While it is held, nothing of the connection's window is given back: for when too much waits here in all.
+    pub(in crate::hbone) fn hold(&mut self, hold: bool) {
+        self.holding = hold;
+        if !hold && self.held > 0 {
+            let held = std::mem::take(&mut self.held);
+            self.owe(held);
+        }
+    }
+
+    /// Whether it is held.
+    pub(in crate::hbone) fn is_holding(&self) -> bool {
+        self.holding
     }
 
     pub(super) fn introduce(&mut self) {

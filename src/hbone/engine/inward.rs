@@ -159,6 +159,13 @@ impl<O: Owner> Engine<O> {
         }
         pieces.clear();
         self.pieces = pieces;
+        self.mind_what_waits();
+    }
+
+    /// Lets the peer send no more while applications leave too much lying here.
+    pub(super) fn mind_what_waits(&mut self) {
+        let waiting = self.places.iter().flatten().map(|place| place.queue.len()).sum();
+        self.connection.hold(super::queue::is_too_much(waiting));
     }
 
     /// Pieces of one stream, no more than [`SLICES`].
@@ -188,7 +195,7 @@ impl<O: Owner> Engine<O> {
         for slice in slices {
             let rest = slice.get(taken.min(slice.len())..).unwrap_or_default();
             taken = taken.saturating_sub(slice.len());
-            place.queue.extend(rest);
+            place.queue.push(rest);
         }
         if begun && !place.queue.is_empty() {
             self.drain_queue(slot);
@@ -203,8 +210,6 @@ impl<O: Owner> Engine<O> {
         let mut taken = 0;
         let broken = loop {
             if queue.is_empty() {
-                // What a burst has needed is not kept.
-                *queue = Default::default();
                 break None;
             }
             match carried.socket.poll_write_ready(cx) {
@@ -212,10 +217,9 @@ impl<O: Owner> Engine<O> {
                 Poll::Ready(Err(error)) => break Some(error),
                 Poll::Ready(Ok(())) => {}
             }
-            let (front, back) = queue.as_slices();
-            match carried.write(&[IoSlice::new(front), IoSlice::new(back)]) {
+            match carried.write(&queue.slices()) {
                 Ok(length) => {
-                    queue.drain(..length);
+                    queue.taken(length);
                     taken += length;
                 }
                 Err(error) => break Some(error),

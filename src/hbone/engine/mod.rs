@@ -10,6 +10,7 @@ mod client;
 mod inward;
 mod outward;
 mod place;
+mod queue;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ use self::buffer::Stretch;
 pub(super) use self::client::{Carrying, Client};
 pub(super) use self::place::Outcome;
 use self::place::{Carried, Place, Reading, State, of_app};
+use self::queue::Queue;
 pub(super) use self::server::{Arrival, Host};
 use self::turns::Turns;
 use self::wake::Woken;
@@ -216,7 +218,7 @@ impl<O: Owner> Engine<O> {
     fn turn(&mut self, cx: &mut Context<'_>) -> std::result::Result<bool, Over> {
         self.on_time(cx)?;
         let mut busy = self.obey();
-        busy |= self.look(cx);
+        busy |= self.look();
         busy |= self.read(cx)?;
         self.conclude();
         busy |= self.write(cx)?;
@@ -325,12 +327,12 @@ impl<O: Owner> Engine<O> {
         // It is looked at at once.
         wake.waker.wake_by_ref();
         if let Some(place) = self.places.get_mut(index) {
-            *place = Some(Place { wake, queue: VecDeque::new(), ended: false, torn: None, state });
+            *place = Some(Place { wake, queue: Queue::default(), ended: false, torn: None, state });
         }
     }
 
     /// Attends to the streams that were woken.
-    fn look(&mut self, cx: &mut Context<'_>) -> bool {
+    fn look(&mut self) -> bool {
         let mut awake = std::mem::take(&mut self.awake);
         self.shared.woken.take(&mut awake);
         let busy = !awake.is_empty();
@@ -357,7 +359,9 @@ impl<O: Owner> Engine<O> {
             self.drain_queue(slot);
         }
         self.awake = awake;
-        let _ = cx;
+        if self.connection.is_holding() {
+            self.mind_what_waits();
+        }
         busy
     }
 

@@ -1,6 +1,5 @@
 //! One stream of a tunnel and the application behind it.
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -13,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::super::core::Torn;
 use super::app::{App, Count, Side};
+use super::queue::Queue;
 use super::wake::SlotWaker;
 use crate::base::{Error, Result, code};
 use crate::net::socket;
@@ -29,7 +29,7 @@ pub(in crate::hbone) enum Outcome {
 pub(super) struct Place {
     pub(super) wake: SlotWaker,
     /// Bytes that the application has not taken. At most the stream's window.
-    pub(super) queue: VecDeque<u8>,
+    pub(super) queue: Queue,
     /// The peer sends no more.
     pub(super) ended: bool,
     /// Why the stream is torn, until that is dealt with.
@@ -165,17 +165,16 @@ impl Carried {
     }
 
     /// What came before the tunnel ended goes to an application that reads slowly, for a while.
-    pub(super) async fn hand_over_the_rest(mut self, mut queue: VecDeque<u8>) {
+    pub(super) async fn hand_over_the_rest(mut self, mut queue: Queue) {
         self.watch = None;
         let (socket, count) = (self.socket.clone(), self.count.clone());
         let side = self.side;
         let all = async {
             while !queue.is_empty() {
                 socket.writable().await?;
-                let (front, back) = queue.as_slices();
-                let length = write(&socket, &[IoSlice::new(front), IoSlice::new(back)])?;
+                let length = write(&socket, &queue.slices())?;
                 side.count_to(&*count, length);
-                queue.drain(..length);
+                queue.taken(length);
             }
             io::Result::Ok(())
         };

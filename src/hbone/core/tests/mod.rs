@@ -330,3 +330,19 @@ fn headers_cross_as_they_are() {
     assert!(pair.client.saw(|event| matches!(event, Event::Answer(slot, 503, _) if *slot == near)));
     assert!(pair.client.saw(|event| matches!(event, Event::End(slot) if *slot == near)));
 }
+
+#[test]
+fn while_too_much_waits_the_peer_gets_no_more_in_all() {
+    let mut pair = pair(local(65_535), Local { connection_window: 100_000, ..local(65_535) });
+    let (near, _) = pair.stream();
+    pair.server.connection.hold(true);
+    let mut sent = 0;
+    while pair.client.connection.room(near) > 0 {
+        sent += pair.client.send(near, &noise(10_000));
+        pair.settle();
+    }
+    assert_eq!(sent, 100_000);
+    pair.server.connection.hold(false);
+    pair.settle();
+    assert!(pair.client.connection.room(near) > 40_000);
+}
