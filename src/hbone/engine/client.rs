@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::super::core::{Connection, Head, Role, Slot};
-use super::{App, Command, Engine, Limits, Opening, Outcome, Owner, Shared};
+use super::super::core::{Connection, Head, Role};
+use super::{App, Command, Engine, Limits, Of, Opening, Outcome, Owner, Shared};
 use crate::base::{Error, Result, code};
 use crate::hbone::{Request, Settings};
 use crate::tls::secured::Secured;
@@ -26,9 +26,9 @@ struct Opener {
 }
 
 impl Owner for Opener {
-    fn asked(&mut self, slot: Slot, _head: Head, _gone: oneshot::Receiver<Error>, shared: &Arc<Shared>) {
+    fn asked(&mut self, of: Of, _head: Head, _gone: oneshot::Receiver<Error>, shared: &Arc<Shared>) {
         // The core lets nobody open streams on a client; should it, they are told.
-        let _ = shared.send(Command::Reset { slot, reason: super::Reason::REFUSED_STREAM });
+        let _ = shared.send(Command::Reset { of, reason: super::Reason::REFUSED_STREAM });
     }
 
     fn settled(&mut self) {

@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use super::super::core::{Event, Head, Slot, Torn};
 use super::place::{Place, Reading, State, of_app};
-use super::{Engine, Over, Owner};
+use super::{Engine, Of, Over, Owner};
 use crate::base::{Error, code};
 use crate::net::socket;
 use crate::tls::record::{MAX_RECORD, Opened};
@@ -120,8 +120,8 @@ impl<O: Owner> Engine<O> {
 
     fn asked(&mut self, slot: Slot, head: Head) {
         let (gone, receiver) = oneshot::channel();
-        self.settle_in(slot, State::Asked(Some(gone)));
-        self.owner.asked(slot, head, receiver, &self.shared);
+        let number = self.settle_in(slot, State::Asked(Some(gone)));
+        self.owner.asked(Of { slot, number }, head, receiver, &self.shared);
     }
 
     fn answered(&mut self, slot: Slot, status: u16) {

@@ -57,11 +57,18 @@ enum Command {
     /// The answer to a request (server).
     Answer(Box<Answering>),
     /// An answer that ends the stream.
-    Refuse { slot: Slot, status: u16 },
+    Refuse { of: Of, status: u16 },
     /// No answer.
-    Reset { slot: Slot, reason: Reason },
+    Reset { of: Of, reason: Reason },
     /// Nothing new.
     Drain,
+}
+
+/// Which stream: the number tells those apart that had the same slot one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Of {
+    slot: Slot,
+    number: u64,
 }
 
 struct Opening {
@@ -71,7 +78,7 @@ struct Opening {
 }
 
 struct Answering {
-    slot: Slot,
+    of: Of,
     headers: HeaderMap,
     app: App,
     done: oneshot::Sender<Outcome>,
@@ -108,7 +115,7 @@ impl Shared {
 /// What the engine tells whoever owns the tunnel.
 trait Owner: Send + 'static {
     /// A peer asks for a stream.
-    fn asked(&mut self, slot: Slot, head: Head, gone: oneshot::Receiver<Error>, shared: &Arc<Shared>);
+    fn asked(&mut self, of: Of, head: Head, gone: oneshot::Receiver<Error>, shared: &Arc<Shared>);
     /// The peer's limits are known.
     fn settled(&mut self);
 }
@@ -132,9 +139,9 @@ struct Engine<O> {
     pieces: Vec<(u32, usize, usize)>,
     awake: Vec<u32>,
     /// Requests without an answer so far, the oldest first: their slots, numbers and deadlines.
-    unanswered: VecDeque<(u32, u64, Instant)>,
-    /// Requests made: tells streams in the same slot apart.
-    requests: u64,
+    waiting: VecDeque<(u32, u64, Instant)>,
+    /// Streams so far: tells those in the same slot apart.
+    numbers: u64,
     answer_limit: Duration,
     /// Until the peer's first SETTINGS have come: the deadline for them.
     silent_until: Option<Instant>,
@@ -169,8 +176,8 @@ impl<O: Owner> Engine<O> {
             touched: Vec::new(),
             pieces: Vec::new(),
             awake: Vec::new(),
-            unanswered: VecDeque::new(),
-            requests: 0,
+            waiting: VecDeque::new(),
+            numbers: 0,
             answer_limit: settings.answer_limit,
             silent_until: Some(started + settings.preface_limit),
             started,
@@ -242,19 +249,19 @@ impl<O: Owner> Engine<O> {
             self.connection.abort(Reason::NO_ERROR);
             return Err(Some(Error::new(&code::TUNNEL_BROKEN, "the tunnel: the peer has not said its HTTP/2 SETTINGS in time")));
         }
-        while let Some((slot, number, deadline)) = self.unanswered.front().copied() {
-            let waits = self.carried(slot).is_some_and(|carried| carried.number == number && !carried.answered);
+        while let Some((slot, number, deadline)) = self.waiting.front().copied() {
+            let waits = self.is_current(slot, number) && self.carried(slot).is_some_and(|carried| !carried.answered);
             if waits && now < deadline {
                 break;
             }
-            self.unanswered.pop_front();
+            self.waiting.pop_front();
             if waits {
                 let limit = self.answer_limit;
                 self.finish(slot, Err(Error::new(&code::CONNECT_SILENT, format!("no answer to CONNECT within {limit:?}"))), true);
             }
         }
         let next = self.started + self.connection.deadline();
-        let next = self.unanswered.front().map_or(next, |(_, _, deadline)| next.min(*deadline));
+        let next = self.waiting.front().map_or(next, |(_, _, deadline)| next.min(*deadline));
         let next = self.silent_until.map_or(next, |deadline| next.min(deadline));
         // One that rings too early is only wound up again.
         if next < self.timer.deadline() || self.timer.as_mut().poll(cx).is_ready() {
@@ -276,27 +283,31 @@ impl<O: Owner> Engine<O> {
             match command {
                 Command::Open(opening) => self.open(*opening),
                 Command::Answer(answering) => {
-                    let Answering { slot, headers, app, done } = *answering;
-                    // A stream that was torn meanwhile has no place any more.
-                    if !matches!(self.place(slot.0), Some(Place { state: State::Asked(_), .. })) {
-                        app.reset();
-                        let gone = Error::new(&code::PEER_CLOSED, "the peer gave up before the answer");
-                        let _ = done.send(Outcome::Done(Err(gone)));
-                    } else if let Some(place) = self.place(slot.0) {
-                        place.state = State::Carried(Box::new(Carried::new(app, true, 0, done)));
-                        place.wake.waker.wake_by_ref();
-                        self.connection.answer(slot, &headers);
-                        self.readable.come(slot.0, true);
+                    let Answering { of, headers, app, done } = *answering;
+                    match self.unanswered(of) {
+                        Some(place) => {
+                            place.state = State::Carried(Box::new(Carried::new(app, true, done)));
+                            place.wake.waker.wake_by_ref();
+                            self.connection.answer(of.slot, &headers);
+                            self.readable.come(of.slot.0, true);
+                        }
+                        // It was torn meanwhile. The slot may have another request by now, which asks for something else.
+                        None => {
+                            app.reset();
+                            let gone = Error::new(&code::PEER_CLOSED, "the peer gave up before the answer");
+                            let _ = done.send(Outcome::Done(Err(gone)));
+                        }
                     }
                 }
-                Command::Refuse { slot, status } => {
-                    self.connection.refuse(slot, status);
-                    self.drop_place(slot.0);
+                Command::Refuse { of, status } if self.unanswered(of).is_some() => {
+                    self.connection.refuse(of.slot, status);
+                    self.drop_place(of.slot.0);
                 }
-                Command::Reset { slot, reason } => {
-                    self.connection.reset(slot, reason);
-                    self.drop_place(slot.0);
+                Command::Reset { of, reason } if self.unanswered(of).is_some() => {
+                    self.connection.reset(of.slot, reason);
+                    self.drop_place(of.slot.0);
                 }
+                Command::Refuse { .. } | Command::Reset { .. } => {}
                 Command::Drain => {
                     self.connection.go_away();
                     self.shared.limits.lock().usable = false;
@@ -308,17 +319,18 @@ impl<O: Owner> Engine<O> {
 
     fn open(&mut self, Opening { request, app, done }: Opening) {
         let Some(slot) = self.connection.open(&request.authority, &request.headers) else {
-            let carried = Carried::new(app, false, 0, done);
+            let carried = Carried::new(app, false, done);
             return carried.give_back(Error::new(&code::DRAINED, "the tunnel takes no more requests for now"));
         };
-        self.requests += 1;
-        self.unanswered.push_back((slot.0, self.requests, Instant::now() + self.answer_limit));
-        self.settle_in(slot, State::Carried(Box::new(Carried::new(app, false, self.requests, done))));
+        let number = self.settle_in(slot, State::Carried(Box::new(Carried::new(app, false, done))));
+        self.waiting.push_back((slot.0, number, Instant::now() + self.answer_limit));
         self.readable.come(slot.0, true);
     }
 
-    /// A place for a new stream.
-    fn settle_in(&mut self, slot: Slot, state: State) {
+    /// A place for a new stream; its number.
+    fn settle_in(&mut self, slot: Slot, state: State) -> u64 {
+        self.numbers += 1;
+        let number = self.numbers;
         let index = slot.0 as usize;
         if self.places.len() <= index {
             self.places.resize_with(index + 1, || None);
@@ -327,8 +339,9 @@ impl<O: Owner> Engine<O> {
         // It is looked at at once.
         wake.waker.wake_by_ref();
         if let Some(place) = self.places.get_mut(index) {
-            *place = Some(Place { wake, queue: Queue::default(), ended: false, torn: None, state });
+            *place = Some(Place { number, wake, queue: Queue::default(), ended: false, torn: None, state });
         }
+        number
     }
 
     /// Attends to the streams that were woken.
@@ -439,6 +452,16 @@ impl<O: Owner> Engine<O> {
         self.places.get_mut(slot as usize)?.as_mut()
     }
 
+    /// Whether the stream with this number still has the slot.
+    fn is_current(&mut self, slot: u32, number: u64) -> bool {
+        self.place(slot).is_some_and(|place| place.number == number)
+    }
+
+    /// The place of a request that waits for its answer, if it is still there.
+    fn unanswered(&mut self, of: Of) -> Option<&mut Place> {
+        self.place(of.slot.0).filter(|place| place.number == of.number && matches!(place.state, State::Asked(_)))
+    }
+
     fn carried(&mut self, slot: u32) -> Option<&mut Carried> {
         match &mut self.place(slot)?.state {
             State::Carried(carried) => Some(carried),
@@ -469,7 +492,7 @@ impl<O: Owner> Engine<O> {
         for command in late.into_iter().flatten() {
             // Nothing of it was done.
             if let Command::Open(opening) = command {
-                Carried::new(opening.app, false, 0, opening.done).give_back(error.clone());
+                Carried::new(opening.app, false, opening.done).give_back(error.clone());
             }
         }
         tracing::trace!(orderly, "tunnel over");

@@ -27,6 +27,8 @@ pub(in crate::hbone) enum Outcome {
 
 /// What is kept of one stream.
 pub(super) struct Place {
+    /// Of the stream, in this tunnel.
+    pub(super) number: u64,
     pub(super) wake: SlotWaker,
     /// Bytes that the application has not taken. At most the stream's window.
     pub(super) queue: Queue,
@@ -51,8 +53,6 @@ pub(super) struct Carried {
     pub(super) side: Side,
     pub(super) count: Arc<dyn Count>,
     done: Option<oneshot::Sender<Outcome>>,
-    /// Of the request, in this tunnel.
-    pub(super) number: u64,
     pub(super) reading: Reading,
     /// Full records to ask the socket for: few while it gives little.
     pub(super) records: usize,
@@ -82,13 +82,12 @@ pub(super) enum Reading {
 }
 
 impl Carried {
-    pub(super) fn new(app: App, answered: bool, number: u64, done: oneshot::Sender<Outcome>) -> Self {
+    pub(super) fn new(app: App, answered: bool, done: oneshot::Sender<Outcome>) -> Self {
         Self {
             socket: Arc::new(app.socket),
             side: app.side,
             count: app.count,
             done: Some(done),
-            number,
             reading: Reading::Listed,
             records: 1,
             answered,

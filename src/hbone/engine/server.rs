@@ -6,8 +6,8 @@ use http::HeaderMap;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::super::core::{Connection, Head, Reason, Role, Slot};
-use super::{Answering, App, Carrying, Command, Engine, Owner, Shared};
+use super::super::core::{Connection, Head, Reason, Role};
+use super::{Answering, App, Carrying, Command, Engine, Of, Owner, Shared};
 use crate::base::{Error, Result, code};
 use crate::hbone::Settings;
 use crate::tls::secured::Secured;
@@ -15,14 +15,14 @@ use crate::tls::secured::Secured;
 /// An accepted tunnel. Dropped, it ends with all its streams.
 pub(in crate::hbone) struct Host {
     incoming: mpsc::Receiver<Arrival>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     _cut: DropGuard,
 }
 
 /// A request for a stream. Dropped without an answer, it is reset.
 pub(in crate::hbone) struct Arrival {
     pub(in crate::hbone) head: Head,
-    slot: Slot,
+    pub(super) of: Of,
     shared: Arc<Shared>,
     gone: Option<oneshot::Receiver<Error>>,
 }
@@ -33,8 +33,8 @@ struct Acceptor {
 }
 
 impl Owner for Acceptor {
-    fn asked(&mut self, slot: Slot, head: Head, gone: oneshot::Receiver<Error>, shared: &Arc<Shared>) {
-        let arrival = Arrival { head, slot, shared: shared.clone(), gone: Some(gone) };
+    fn asked(&mut self, of: Of, head: Head, gone: oneshot::Receiver<Error>, shared: &Arc<Shared>) {
+        let arrival = Arrival { head, of, shared: shared.clone(), gone: Some(gone) };
         // The queue holds as many as the peer may have open; one that still overflows it is refused.
         if let Err(mpsc::error::TrySendError::Full(arrival) | mpsc::error::TrySendError::Closed(arrival)) = self.sender.try_send(arrival) {
             arrival.reject();
@@ -90,7 +90,7 @@ impl Arrival {
             return Err(given_up);
         }
         let (done, ended) = oneshot::channel();
-        match self.shared.send(Command::Answer(Box::new(Answering { slot: self.slot, headers, app, done }))) {
+        match self.shared.send(Command::Answer(Box::new(Answering { of: self.of, headers, app, done }))) {
             Ok(()) => Ok(Carrying::new(ended, self.shared.clone())),
             Err(command) => {
                 if let Command::Answer(answering) = command {
@@ -104,13 +104,13 @@ impl Arrival {
     /// Answers `status` and ends the stream.
     pub(in crate::hbone) fn refuse(mut self, status: u16) {
         self.gone = None;
-        let _ = self.shared.send(Command::Refuse { slot: self.slot, status });
+        let _ = self.shared.send(Command::Refuse { of: self.of, status });
     }
 
     /// Says that nothing was done with the request: the peer may repeat it elsewhere (REFUSED_STREAM, RFC 9113 §8.7).
     pub(in crate::hbone) fn reject(mut self) {
         self.gone = None;
-        let _ = self.shared.send(Command::Reset { slot: self.slot, reason: Reason::REFUSED_STREAM });
+        let _ = self.shared.send(Command::Reset { of: self.of, reason: Reason::REFUSED_STREAM });
     }
 
     /// Waits until the peer gives up: ends the work for a client that left.
@@ -125,7 +125,7 @@ impl Arrival {
 impl Drop for Arrival {
     fn drop(&mut self) {
         if self.gone.is_some() {
-            let _ = self.shared.send(Command::Reset { slot: self.slot, reason: Reason::CANCEL });
+            let _ = self.shared.send(Command::Reset { of: self.of, reason: Reason::CANCEL });
         }
     }
 }

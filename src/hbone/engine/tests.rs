@@ -431,3 +431,39 @@ async fn an_h2_client_speaks_with_our_server() {
         soon(serve).await.unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_comes_too_late_is_not_anothers() {
+    let mut pair = usual().await;
+    let (_client, near, _) = app(Side::Client).await;
+    let first = tokio::spawn({
+        let shared = pair.client.shared.clone();
+        async move { carry(&shared, near).await }
+    });
+    let mut gone = soon(pair.host.next()).await.unwrap();
+    first.abort();
+    soon(gone.abandoned()).await;
+    // In the place of the one that is gone.
+    let (mut client, near, _) = app(Side::Client).await;
+    let shared = pair.client.shared.clone();
+    let second = tokio::spawn(async move { over(carry(&shared, near).await) });
+    let here = soon(pair.host.next()).await.unwrap();
+    assert_eq!((gone.of.slot, gone.of == here.of), (here.of.slot, false));
+    let (mut wrong, other, _) = app(Side::Server).await;
+    let (done, ended) = oneshot::channel();
+    let late = Answering { of: gone.of, headers: HeaderMap::new(), app: other, done };
+    assert!(gone.shared.send(Command::Answer(Box::new(late))).is_ok());
+    assert!(matches!(soon(ended).await, Ok(Outcome::Done(Err(_)))));
+    assert!(soon(wrong.read(&mut [0; 1])).await.is_err(), "it was reset");
+    drop(gone);
+    // The one that is there is not touched by any of it.
+    let (mut server, far, _) = app(Side::Server).await;
+    let accepted = tokio::spawn(arrived(here, far));
+    client.write_all(b"mine").await.unwrap();
+    let mut got = [0; 4];
+    soon(server.read_exact(&mut got)).await.unwrap();
+    assert_eq!(&got, b"mine");
+    drop((client, server));
+    soon(second).await.unwrap().unwrap();
+    soon(accepted).await.unwrap().unwrap();
+}
