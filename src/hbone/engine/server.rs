@@ -15,7 +15,7 @@ use crate::tls::secured::Secured;
 /// An accepted tunnel. Dropped, it ends with all its streams.
 pub(in crate::hbone) struct Host {
     incoming: mpsc::Receiver<Arrival>,
-    pub(super) shared: Arc<Shared>,
+    shared: Arc<Shared>,
     _cut: DropGuard,
 }
 
@@ -23,7 +23,7 @@ pub(in crate::hbone) struct Host {
 pub(in crate::hbone) struct Arrival {
     pub(in crate::hbone) head: Head,
     pub(super) of: Of,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     gone: Option<oneshot::Receiver<Error>>,
 }
 
