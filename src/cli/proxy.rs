@@ -17,7 +17,7 @@ use crate::config::{Env, env, settings};
 use crate::identity::{Authority, CertificateStore, FakeAuthority, FakeRoot, GrpcAuthority, GrpcAuthoritySettings};
 use crate::mesh::MeshStore;
 use crate::net::socket::{SocketFactory, any};
-use crate::proxy::{Limits, Pods, ServePods, Shared};
+use crate::proxy::{Limits, Pods, ServePods, Shared, Workers};
 use crate::telemetry::metrics::{Metrics, Reason, Url};
 use crate::telemetry::{Readiness, http, log};
 use crate::tls::channel::{Channel, ChannelSettings};
@@ -52,21 +52,16 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
     if !arguments.ignored.is_empty() {
         tracing::debug!(arguments = ?arguments.ignored, "arguments are ignored");
     }
-    // Two runtimes: a large answer of the control plane must not stand in the way of packets.
+    // Runtimes of their own: a large answer of the control plane must not stand in the way of packets.
     let runtime = |error| Error::caused(&code::NO_PERMISSION, "cannot start threads", error);
-    let data_plane = Builder::new_multi_thread()
-        .worker_threads(settings.workers.get())
-        .thread_name("warren-data")
-        .enable_all()
-        .build()
-        .map_err(runtime)?;
+    let (workers, data_plane) = Workers::start(settings.workers.get())?;
     let control = Builder::new_current_thread().enable_all().build().map_err(runtime)?;
-    let status = control.block_on(serve(settings, data_plane.handle().clone()));
-    data_plane.shutdown_timeout(Duration::from_secs(1));
+    let status = control.block_on(serve(settings, workers));
+    data_plane.end();
     status
 }
 
-async fn serve(settings: Settings, data_plane: tokio::runtime::Handle) -> Result<ExitCode> {
+async fn serve(settings: Settings, workers: Arc<Workers>) -> Result<ExitCode> {
     let mut signals = Signals::listen()?;
     let descriptors = descriptors::raise_limit();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = %settings.node, workers = settings.workers.get(), descriptors, "starting");
@@ -83,7 +78,7 @@ async fn serve(settings: Settings, data_plane: tokio::runtime::Handle) -> Result
         mesh: mesh.clone(),
         certificates: certificates.clone(),
         metrics: metrics.clone(),
-        data_plane,
+        workers,
         limits,
         strangers: tokio::sync::Semaphore::new(limits.strangers),
         settings: settings.clone(),

@@ -125,9 +125,20 @@ pub struct Sockets {
     pub keepalive: Option<Keepalive>,
 }
 
+/// What frames the bytes of a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// Warren's own.
+    Warren,
+    /// The `h2` crate.
+    H2,
+}
+
 /// HTTP/2 parameters, bytes unless said otherwise.
 #[derive(Clone, Copy, Debug)]
 pub struct Http2 {
+    /// What frames the bytes.
+    pub engine: Engine,
     /// Per stream.
     pub stream_window: u32,
     /// Per tunnel.
@@ -188,6 +199,11 @@ impl Settings {
             inpod_uds: vars.some(&env::INPOD_UDS).unwrap_or("/var/run/ztunnel/ztunnel.sock").into(),
             sockets: sockets(vars)?,
             http2: Http2 {
+                engine: match vars.some(&env::HBONE_ENGINE) {
+                    None | Some("warren") => Engine::Warren,
+                    Some("h2") => Engine::H2,
+                    Some(other) => return Err(env::invalid(&env::HBONE_ENGINE, other, "warren or h2")),
+                },
                 stream_window: window(vars, &env::HTTP2_STREAM_WINDOW_SIZE, 4 << 20)?,
                 connection_window: window(vars, &env::HTTP2_CONNECTION_WINDOW_SIZE, 16 << 20)?,
                 frame_size: frame_size(vars)?,

@@ -50,6 +50,7 @@ fn unusable_values_are_named() {
     for (name, value) in [
         ("IPV6_ENABLED", "yes"),
         ("HTTP2_FRAME_SIZE", "100"),
+        ("HBONE_ENGINE", "hyper"),
         ("HTTP2_STREAM_WINDOW_SIZE", "4294967295"),
         ("SECRET_TTL", "soon"),
         ("PROXY_MODE", "dedicated"),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 
 use crate::base::{Error, Result, code};
 use crate::identity::{Certificate, SpiffeId};
@@ -24,14 +25,31 @@ pub struct Key {
 }
 
 /// A connection to a peer.
-pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+pub enum Io {
+    /// What a tunnel is made of.
+    Tcp(TcpStream),
+    /// Anything else that carries bytes: for the `h2` engine only.
+    Other(Box<dyn Duplex>),
+}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
+/// Carries bytes both ways.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Duplex for T {}
+
+impl Io {
+    pub(super) fn boxed(self) -> Box<dyn Duplex> {
+        match self {
+            Self::Tcp(socket) => Box::new(socket),
+            Self::Other(io) => io,
+        }
+    }
+}
 
 /// What the pool needs from outside.
 pub trait Dialer: Send + Sync + 'static {
     /// A TCP connection to `key.addr`. The pool sets the deadline.
-    fn dial<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, io::Result<Box<dyn Io>>>;
+    fn dial<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, io::Result<Io>>;
 
     /// The certificate to present.
     fn certificate<'a>(&'a self, source: &'a SpiffeId) -> BoxFuture<'a, Result<Arc<Certificate>>>;

@@ -5,10 +5,14 @@
 //! Both get a [`Stream`], split it, and copy: [`Receive::data`] until `None`, [`Send::data`] and then [`Send::finish`].
 //! What frames the bytes is hidden behind these types.
 
+mod accepted;
 mod client;
+mod core;
 mod dial;
+mod engine;
 mod failure;
-#[allow(dead_code, unused_imports, reason = "the engine that takes this in use is being built")]
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod hpack;
 mod link;
 mod ping;
@@ -20,10 +24,12 @@ mod stream;
 pub(crate) mod tests;
 mod tunnel;
 
-pub use dial::{Dialer, Io, Key};
+pub use accepted::{Accepted, Answered, Asked, Carrying};
+pub use dial::{Dialer, Duplex, Io, Key};
+pub use engine::{App, Count, Side};
 pub use pool::{Counters, Opened, Pool, PoolSettings, TunnelFacts};
 pub use server::{Incoming, Server};
-pub use settings::Settings;
+pub use settings::{Engine, Settings};
 pub use stream::{Receive, Send, Stream};
 
 /// What a CONNECT asks for.

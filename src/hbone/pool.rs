@@ -14,10 +14,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::client::{Connection, OpenError};
+use super::client::{self, OpenError};
 use super::dial::{Dialer, Key, unreachable};
-use super::tunnel::{Gauges, Lease, Tunnel};
-use super::{Request, Settings, Stream};
+use super::engine::{App, Carrying, Client, Outcome};
+use super::tunnel::{Connection, Gauges, Lease, Tunnel};
+use super::{Engine, Io, Request, Settings, Stream};
 use crate::base::{Error, Result, code, deadline};
 use crate::identity::SpiffeId;
 use crate::tls;
@@ -154,7 +155,50 @@ impl Pool {
         Self { shared: Arc::new(shared), _drain_on_drop: Arc::new(drain.drop_guard()) }
     }
 
-    /// Opens a stream on a tunnel that is there, or on a new one.
+    /// Carries an application's connection on a tunnel that is there, or on a new one, to its end. Its first bytes go
+    /// out with the request. Dropped before the end, the connection is reset on both sides; so it is with an error.
+    ///
+    /// # Errors
+    /// The peer cannot be reached, is not who it should be, refuses the request or does not answer it; or the connection
+    /// broke. A request that the peer did not touch is repeated once on another tunnel before.
+    pub async fn carry(&self, wanted: Box<(Key, Request)>, mut app: App) -> Result<()> {
+        let mut avoid = None;
+        loop {
+            // On the heap and gone while the connection lasts: most of its state is of a dial.
+            let (lease, carrying) = Box::pin(self.hand_over(&wanted, app, avoid)).await?;
+            match carrying.await {
+                Outcome::Done(result) => return result,
+                Outcome::Again(again, error) if avoid.is_none() => {
+                    tracing::debug!(%error, tunnel = lease.tunnel.id, "request repeated on another tunnel");
+                    avoid = Some(lease.tunnel.id);
+                    app = again;
+                }
+                Outcome::Again(app, error) => {
+                    app.reset();
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    async fn hand_over(&self, wanted: &(Key, Request), app: App, avoid: Option<u64>) -> Result<(Lease, Carrying)> {
+        let (key, request) = wanted;
+        let lease = match self.shared.place(key, avoid).await {
+            Ok((lease, _)) => lease,
+            Err(error) => {
+                app.reset();
+                return Err(error);
+            }
+        };
+        let Connection::Own(client) = &lease.tunnel.connection else {
+            app.reset();
+            return Err(Error::internal("carrying needs an engine of our own"));
+        };
+        let carrying = client.carry(request.clone(), app);
+        Ok((lease, carrying))
+    }
+
+    /// Opens a stream on a tunnel that is there, or on a new one (`h2` engine).
     ///
     /// # Errors
     /// The peer cannot be reached, is not who it should be, refuses the request or does not answer it. A request that
@@ -164,7 +208,10 @@ impl Pool {
         loop {
             let (lease, reused) = self.shared.place(key, avoid).await?;
             let tunnel = lease.tunnel.clone();
-            match tunnel.connection.open(&request, Arc::new(lease)).await {
+            let Connection::H2(connection) = &tunnel.connection else {
+                return Err(Error::internal("only the h2 engine gives streams"));
+            };
+            match connection.open(&request, Arc::new(lease)).await {
                 Ok((headers, stream)) => {
                     let facts = TunnelFacts { id: tunnel.id, reused };
                     return Ok(Opened { headers, stream, peer: tunnel.peer.clone(), tunnel: facts });
@@ -318,8 +365,17 @@ impl Shared {
         let io = deadline(self.settings.connect_limit, &code::TUNNEL_TIMEOUT, &what, self.dialer.dial(key))
             .await?
             .map_err(|error| unreachable(&what, error))?;
-        let (io, peer) = tls::connect(io, &certificate, &key.destinations, self.settings.handshake_limit).await?;
-        let connection = Connection::handshake(io, &self.settings.tunnel, self.cut.child_token()).await?;
+        let (limit, settings, cut) = (self.settings.handshake_limit, &self.settings.tunnel, self.cut.child_token());
+        let (connection, peer) = match (settings.engine, io) {
+            (Engine::Own, Io::Tcp(socket)) => {
+                let (secured, peer) = tls::secured::connect(socket, &certificate, &key.destinations, limit).await?;
+                (Connection::Own(Client::start(secured, settings, cut)), peer)
+            }
+            (_, io) => {
+                let (io, peer) = tls::connect(io.boxed(), &certificate, &key.destinations, limit).await?;
+                (Connection::H2(client::Connection::handshake(io, settings, cut).await?), peer)
+            }
+        };
         let tunnel = Arc::new(Tunnel::new(id, peer, connection, self.gauges.clone()));
         progress.send_replace(Progress::Open(tunnel.clone()));
         let settled = tunnel.connection.settled();

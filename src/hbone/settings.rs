@@ -2,9 +2,23 @@
 
 use std::time::Duration;
 
+use super::core::Local;
+
+/// What frames the bytes of a tunnel (HBONE_ENGINE).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Engine {
+    /// Warren's own.
+    #[default]
+    Own,
+    /// The `h2` crate over `tokio-rustls`.
+    H2,
+}
+
 /// What one end of a tunnel advertises and how long it waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
+    /// What frames the bytes.
+    pub engine: Engine,
     /// Bytes that a peer may send on a stream before the application has taken them (HTTP2_STREAM_WINDOW_SIZE).
     pub stream_window: u32,
     /// The same for all streams of a tunnel together (HTTP2_CONNECTION_WINDOW_SIZE).
@@ -36,6 +50,7 @@ impl Settings {
     /// The end that accepts them.
     pub fn server() -> Self {
         Self {
+            engine: Engine::H2,
             stream_window: 4 << 20,
             connection_window: 16 << 20,
             frame_size: 1 << 20,
@@ -46,6 +61,19 @@ impl Settings {
             ping_limit: Duration::from_secs(20),
             preface_limit: Duration::from_secs(10),
             answer_limit: Duration::from_secs(20),
+        }
+    }
+
+    /// What the core is told.
+    pub(super) fn local(&self) -> Local {
+        Local {
+            stream_window: self.stream_window,
+            connection_window: self.connection_window,
+            frame_size: self.frame_size,
+            header_list: self.header_list,
+            max_streams: self.max_streams,
+            ping_interval: self.ping_interval,
+            ping_limit: self.ping_limit,
         }
     }
 

@@ -8,7 +8,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::client::Connection;
+use super::client;
+use super::engine::Client;
+use crate::base::Result;
 use crate::identity::SpiffeId;
 
 /// How much is there, for the admin interface.
@@ -23,6 +25,45 @@ impl Default for Gauges {
     fn default() -> Self {
         let (tunnels, _) = watch::channel(0);
         Self { tunnels, streams: AtomicUsize::default(), dials: AtomicU64::default(), failed_dials: AtomicU64::default() }
+    }
+}
+
+/// What frames the bytes of a tunnel.
+pub(super) enum Connection {
+    Own(Client),
+    H2(client::Connection),
+}
+
+impl Connection {
+    /// Waits until the peer's limits are known. An error if the tunnel ends first.
+    pub(super) async fn settled(&self) -> Result<()> {
+        match self {
+            Self::Own(client) => client.settled().await,
+            Self::H2(connection) => connection.settled().await,
+        }
+    }
+
+    /// Streams that the peer allows to be open.
+    pub(super) fn peer_limit(&self) -> usize {
+        match self {
+            Self::Own(client) => client.peer_limit(),
+            Self::H2(connection) => connection.peer_limit(),
+        }
+    }
+
+    /// Whether new streams can be opened: not lost, not told to go away.
+    pub(super) fn is_usable(&self) -> bool {
+        match self {
+            Self::Own(client) => client.is_usable(),
+            Self::H2(connection) => connection.is_usable(),
+        }
+    }
+
+    pub(super) async fn closed(&self) {
+        match self {
+            Self::Own(client) => client.closed().await,
+            Self::H2(connection) => connection.closed().await,
+        }
     }
 }
 

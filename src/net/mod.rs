@@ -5,5 +5,6 @@ pub mod memory;
 pub mod netns;
 pub mod seqpacket;
 pub mod socket;
+pub mod splice;
 
 pub use netns::NetNs;

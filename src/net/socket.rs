@@ -1,11 +1,12 @@
 //! The one place that makes TCP sockets and sets their options.
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::NetNs;
@@ -16,6 +17,9 @@ pub const PROXY_MARK: u32 = 1337;
 
 /// What the kernel queues for a listener that is busy. The reference proxy's 128 loses bursts.
 const BACKLOG: i32 = 1024;
+
+/// Bytes of a tunnel that wait to be sent: half a batch.
+const NOT_SENT: u32 = 128 * 1024;
 
 /// TCP keepalive of proxied connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +151,65 @@ pub fn original_destination(stream: &TcpStream) -> io::Result<OrigDst> {
 /// The socket is no longer connected.
 pub fn client(stream: &TcpStream) -> io::Result<ClientAddr> {
     Ok(ClientAddr::new(stream.peer_addr()?))
+}
+
+/// Makes a connection the carrier of a tunnel: what waits in the kernel to be sent is kept short, so that what is urgent
+/// does not wait behind it. The kernel keeps as much on its way as the network takes, whatever this says.
+pub fn carrier(stream: &TcpStream) {
+    if let Err(error) = SockRef::from(stream).set_tcp_notsent_lowat(NOT_SENT) {
+        tracing::debug!(%error, "TCP_NOTSENT_LOWAT not set");
+    }
+}
+
+/// Reads what there is into one buffer; 0 at the end.
+///
+/// A short read has emptied the socket: that is noted, so that it is not asked again before something comes.
+///
+/// # Errors
+/// As the kernel says; WouldBlock when there is nothing.
+pub fn read(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    let want = buffer.len();
+    all_or_note(stream, Interest::READABLE, want, || (&*SockRef::from(stream)).read(buffer))
+}
+
+/// The same into several buffers, `want` bytes in all.
+///
+/// # Errors
+/// As the kernel says; WouldBlock when there is nothing.
+pub fn read_vectored(stream: &TcpStream, buffers: &mut [IoSliceMut<'_>], want: usize) -> io::Result<usize> {
+    all_or_note(stream, Interest::READABLE, want, || (&*SockRef::from(stream)).read_vectored(buffers))
+}
+
+/// Writes what the socket takes.
+///
+/// # Errors
+/// As the kernel says; WouldBlock when it takes nothing.
+pub fn write(stream: &TcpStream, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+    let want = buffers.iter().map(|buffer| buffer.len()).sum();
+    all_or_note(stream, Interest::WRITABLE, want, || (&*SockRef::from(stream)).write_vectored(buffers))
+}
+
+/// A result short of `want` says what WouldBlock would say next: one call of the kernel less.
+fn all_or_note(stream: &TcpStream, interest: Interest, want: usize, mut io: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    let mut done = 0;
+    let result = stream.try_io(interest, || {
+        done = io()?;
+        if done > 0 && done < want { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    });
+    match result {
+        Err(error) if done == 0 => Err(error),
+        _ => Ok(done),
+    }
+}
+
+/// No more to come. A peer that is gone already needs no telling.
+pub fn finish(stream: &TcpStream) {
+    let _ = SockRef::from(stream).shutdown(std::net::Shutdown::Write);
+}
+
+/// Closing the socket will send RST instead of FIN.
+pub fn reset(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
 /// Every interface, or every IPv4 interface.

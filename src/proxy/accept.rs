@@ -7,24 +7,40 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use super::workers::{Kind, Moving, Workers};
 use crate::base::drain::{Mode, Watch};
 
 /// Connections taken from the kernel's queue when the drain starts: more come in than this only if a client never pauses.
 const QUEUED: usize = 1024;
 
+/// Where connections go.
+pub(super) struct Spread {
+    pub(super) workers: Arc<Workers>,
+    pub(super) kind: Kind,
+    /// The thread that this runs on.
+    pub(super) here: usize,
+}
+
 /// Accepts until the drain starts; each connection is a task that ends with its work or when the drain's time is over.
+/// `serve` is told on which thread it runs.
 ///
 /// `permits` bounds the connections that are open at once: at the bound new ones wait in the kernel's queue.
-pub(super) async fn accept<F, Fut>(listener: TcpListener, permits: Arc<Semaphore>, mut drain: Watch, serve: F)
+pub(super) async fn accept<F, Fut>(listener: TcpListener, permits: Arc<Semaphore>, mut drain: Watch, spread: Spread, serve: F)
 where
-    F: Fn(TcpStream) -> Fut,
+    F: Fn(TcpStream, usize) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    let start = |stream, permit, mut drain: Watch| {
-        // On the heap: moved into the task's select, the compiler would keep room for it twice.
-        let work = Box::pin(serve(stream));
-        tokio::spawn(async move {
-            let _permit = permit;
+    let start = |stream: TcpStream, permit, mut drain: Watch| {
+        let place = spread.workers.place(spread.kind, spread.here);
+        let worker = place.worker;
+        let moving = if worker == spread.here { Ok(Moving::Here(stream)) } else { Moving::away(stream) };
+        let (serve, handle) = (serve.clone(), spread.workers.handle(worker));
+        handle.spawn(async move {
+            let _held = (permit, place);
+            // It fails when there are no descriptors; the peer then sees the connection end.
+            let Ok(stream) = moving.and_then(Moving::arrive) else { return };
+            // On the heap: moved into the task's select, the compiler would keep room for it twice.
+            let work = Box::pin(serve(stream, worker));
             tokio::select! {
                 () = work => {}
                 () = drain.ended() => {}

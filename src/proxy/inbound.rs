@@ -12,18 +12,17 @@ use tokio::task::JoinSet;
 use super::dial::{To, dial};
 use super::parties::{party, service_name};
 use super::pod::{Pod, server_settings};
-use super::relay::{self, Side};
-use super::track::Subject;
+use super::relay;
+use super::track::{InboundGuard, Subject};
 use super::{LOCAL_LIMIT, TLS_LIMIT, headers, is_own_port};
 use crate::base::addr::{ClientAddr, NextHop};
 use crate::base::drain::Watch;
 use crate::base::{Error, Result, Str, code};
-use crate::hbone::{Incoming, Server};
+use crate::hbone::{Accepted, Answered, App, Asked, Side};
 use crate::identity::SpiffeId;
 use crate::mesh::{ApplicationProtocol, Mesh, NetworkAddress, Service, Workload};
 use crate::net::socket;
 use crate::telemetry::tcp::{Connection, Direction, Facts, refuse};
-use crate::tls;
 
 /// Serves one tunnel from accept to end.
 pub(super) async fn serve(pod: Arc<Pod>, socket: TcpStream, drain: Watch) {
@@ -39,10 +38,9 @@ pub(super) async fn serve(pod: Arc<Pod>, socket: TcpStream, drain: Watch) {
 async fn tunnel(pod: &Arc<Pod>, socket: TcpStream, peer: ClientAddr, local: NextHop, mut drain: Watch) -> Result<()> {
     let place = pod.stranger()?;
     let certificate = pod.shared.certificates.certificate(&pod.who().identity()?).await?;
-    let (stream, identity) = tls::accept(socket, &certificate, TLS_LIMIT).await?;
+    let (mut server, identity) = Accepted::accept(socket, &certificate, TLS_LIMIT, &server_settings(&pod.shared.settings)).await?;
     drop(place);
-    let mut server = Server::handshake(stream, &server_settings(&pod.shared.settings)).await?;
-    let tunnel = Tunnel { peer, local, identity };
+    let tunnel = Arc::new(Tunnel { peer, local, identity });
     // Dropped with the tunnel: no stream outlives it.
     let mut streams = JoinSet::new();
     let (mut draining, mut served) = (false, false);
@@ -51,7 +49,7 @@ async fn tunnel(pod: &Arc<Pod>, socket: TcpStream, peer: ClientAddr, local: Next
             incoming = server.next() => match incoming {
                 Some(incoming) => {
                     served = true;
-                    streams.spawn(stream_task(pod.clone(), tunnel.clone(), incoming));
+                    streams.spawn(stream_task(pod.clone(), tunnel.clone(), Box::new(incoming)));
                 }
                 None => {
                     // The streams that were open have ended with it: each says itself how.
@@ -70,7 +68,7 @@ async fn tunnel(pod: &Arc<Pod>, socket: TcpStream, peer: ClientAddr, local: Next
 
 /// A tunnel that ended badly before it carried anything is told as a refusal: a stranger knocked. So is one whose peer
 /// was shown the door.
-fn ended(server: &Server, served: bool, peer: ClientAddr) -> Result<()> {
+fn ended(server: &Accepted, served: bool, peer: ClientAddr) -> Result<()> {
     match server.reason() {
         Some(error) if !served || server.is_abused() => Err(error),
         Some(error) => {
@@ -86,19 +84,45 @@ const FAREWELL: Duration = Duration::from_secs(5);
 
 /// What is common to all connections of a tunnel.
 #[derive(Clone, Debug)]
-struct Tunnel {
+pub(super) struct Tunnel {
     peer: ClientAddr,
     local: NextHop,
     identity: SpiffeId,
 }
 
-async fn stream_task(pod: Arc<Pod>, tunnel: Tunnel, incoming: Incoming) {
-    let admitted = admit(&pod, &tunnel, &incoming).await;
-    match admitted {
-        Ok(admitted) => carry(&pod, &tunnel, incoming, admitted).await,
+pub(super) async fn stream_task(pod: Arc<Pod>, tunnel: Arc<Tunnel>, incoming: Box<Asked>) {
+    // On the heap and gone while the connection lasts.
+    let Some(begun) = Box::pin(begin(&pod, &tunnel, *incoming)).await else { return };
+    let Begun { answered, connection, mut guard, _place } = *begun;
+    let over = async {
+        match answered {
+            Answered::Carried(carrying) => carrying.over().await,
+            Answered::Open(app, stream) => Box::pin(relay::tcp_to_tunnel(&app.socket, stream, Side::Server, &*connection)).await,
+        }
+    };
+    let result = tokio::select! {
+        result = over => result,
+        reason = guard.cut() => Err(reason),
+    };
+    connection.finish(result);
+}
+
+/// A connection that has begun.
+struct Begun {
+    answered: Answered,
+    connection: Arc<Connection>,
+    guard: InboundGuard,
+    _place: OwnedSemaphorePermit,
+}
+
+/// From the request to the answer.
+async fn begin(pod: &Arc<Pod>, tunnel: &Tunnel, incoming: Asked) -> Option<Box<Begun>> {
+    match admit(pod, tunnel, &incoming).await {
+        Ok(admitted) => connect(pod, tunnel, incoming, admitted).await.map(Box::new),
         Err(error) => {
             incoming.refuse(status_of(&error));
             refuse(&pod.shared.metrics, Direction::Inbound, tunnel.peer.addr(), tunnel.local.addr(), &error);
+            None
         }
     }
 }
@@ -109,10 +133,10 @@ struct Admitted {
     service: Option<Arc<Service>>,
     application: NextHop,
     forwarded: Option<Str>,
-    _place: OwnedSemaphorePermit,
+    place: OwnedSemaphorePermit,
 }
 
-async fn admit(pod: &Pod, tunnel: &Tunnel, incoming: &Incoming) -> Result<Admitted> {
+async fn admit(pod: &Pod, tunnel: &Tunnel, incoming: &Asked) -> Result<Admitted> {
     if incoming.method != http::Method::CONNECT {
         return Err(Error::new(&code::BAD_METHOD, format!("expected method CONNECT, got {}", shorten(incoming.method.as_str()))));
     }
@@ -131,7 +155,7 @@ async fn admit(pod: &Pod, tunnel: &Tunnel, incoming: &Incoming) -> Result<Admitt
     let application = NextHop::new(SocketAddr::new(tunnel.local.ip(), port));
     let place = pod.streams.clone().try_acquire_owned();
     let place = place.map_err(|_| Error::new(&code::CAPACITY, "too many connections in tunnels to one pod"))?;
-    Ok(Admitted { workload, service, application, forwarded, _place: place })
+    Ok(Admitted { workload, service, application, forwarded, place })
 }
 
 /// What the peer asks for.
@@ -189,7 +213,8 @@ fn guess_service(mesh: &Mesh, workload: &Workload, port: u16, forwarded: Option<
     services.find(|(service, ports)| leads(service, ports)).map(|(service, _)| service.clone())
 }
 
-async fn carry(pod: &Arc<Pod>, tunnel: &Tunnel, incoming: Incoming, admitted: Admitted) {
+/// Asks policy and connects to the application.
+async fn connect(pod: &Arc<Pod>, tunnel: &Tunnel, incoming: Asked, admitted: Admitted) -> Option<Begun> {
     let mesh = pod.shared.mesh.snapshot();
     let address = NetworkAddress::new(pod.shared.settings.network.clone(), tunnel.peer.ip());
     // The address may have another owner by now; who the client is, only TLS says.
@@ -209,7 +234,7 @@ async fn carry(pod: &Arc<Pod>, tunnel: &Tunnel, incoming: Incoming, admitted: Ad
         hbone_target: Some(incoming.authority.clone()),
         mutual_tls: true,
     };
-    let connection = Connection::open(&pod.shared.metrics, &pod.series, facts);
+    let connection = Arc::new(Connection::open(&pod.shared.metrics, &pod.series, facts));
     let subject = Subject { source: tunnel.peer.addr(), destination: admitted.application.addr(), identity: Some(tunnel.identity.clone()) };
     let mut guard = pod.connections.inbound(subject.clone(), admitted.forwarded.clone(), true);
     let result = match pod.permit(&subject) {
@@ -224,10 +249,16 @@ async fn carry(pod: &Arc<Pod>, tunnel: &Tunnel, incoming: Incoming, admitted: Ad
             Err(denied)
         }
     };
-    connection.finish(result);
+    match result {
+        Ok(answered) => Some(Begun { answered, connection, guard, _place: admitted.place }),
+        Err(error) => {
+            connection.finish(Err(error));
+            None
+        }
+    }
 }
 
-async fn through(pod: &Pod, tunnel: &Tunnel, mut incoming: Incoming, admitted: &Admitted, connection: &Connection) -> Result<()> {
+async fn through(pod: &Pod, tunnel: &Tunnel, mut incoming: Asked, admitted: &Admitted, connection: &Arc<Connection>) -> Result<Answered> {
     let source = pod.shown_source(tunnel.peer.ip(), admitted.application.ip());
     let dialled = tokio::select! {
         dialled = dial(&pod.sockets, To::Application, admitted.application, source) => dialled,
@@ -240,8 +271,8 @@ async fn through(pod: &Pod, tunnel: &Tunnel, mut incoming: Incoming, admitted: &
             return Err(error);
         }
     };
-    let stream = incoming.accept(headers::response(&admitted.workload, pod.shared.settings.baggage))?;
-    relay::tcp_to_tunnel(&app, stream, Side::Server, connection).await
+    let headers = headers::response(&admitted.workload, pod.shared.settings.baggage);
+    incoming.carry(headers, App::new(app, Side::Server, connection.clone()))
 }
 
 /// The answer to a request that is refused.

@@ -13,9 +13,11 @@ mod passthrough;
 mod pod;
 mod relay;
 mod track;
+mod workers;
 
 pub use pod::{Limits, PodState, Pods, ServePods, Shared};
 pub use track::Entry;
+pub use workers::{Ending, Workers};
 
 use std::time::Duration;
 
@@ -36,4 +38,20 @@ const TLS_LIMIT: Duration = Duration::from_secs(10);
 /// Whether a port is one of the proxy's own, which nobody may ask it for.
 fn is_own_port(port: u16) -> bool {
     matches!(port, OUTBOUND_PORT | PASSTHROUGH_PORT | HBONE_PORT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept<A, B, C, Kept>(_: impl Fn(A, B, C) -> Kept) -> usize {
+        std::mem::size_of::<Kept>()
+    }
+
+    #[test]
+    fn what_a_connection_keeps_while_it_lasts_is_small() {
+        let outbound = kept(outbound::serve);
+        let inbound = kept(inbound::stream_task);
+        assert!(outbound <= 576 && inbound <= 576, "bytes of a task: outbound {outbound}, inbound {inbound}");
+    }
 }

@@ -8,12 +8,13 @@ use tokio::net::TcpStream;
 use super::dial::{To, dial};
 use super::parties::{party, service_name};
 use super::pod::Pod;
-use super::relay::{self, Side};
-use super::track::Entry;
+use super::relay;
+use super::track::{Entry, OutboundGuard};
 use super::{HBONE_PORT, headers, is_own_port};
 use crate::base::addr::{ClientAddr, NextHop, OrigDst};
 use crate::base::{Error, Result, code};
-use crate::hbone;
+use crate::config::settings::Engine;
+use crate::hbone::{self, App, Side};
 use crate::identity::SpiffeId;
 use crate::mesh::resolve::{self, Route};
 use crate::mesh::{Owner, Protocol, Service, Workload};
@@ -21,18 +22,25 @@ use crate::net::socket;
 use crate::telemetry::tcp::{Connection, Direction, Facts, refuse};
 
 /// Serves one captured connection from accept to end.
-pub(super) async fn serve(pod: Arc<Pod>, app: TcpStream) {
+pub(super) async fn serve(pod: Arc<Pod>, app: TcpStream, worker: usize) {
     let _held = pod.shared.metrics.socket("source");
-    let (Ok(client), Ok(original)) = (socket::client(&app), socket::original_destination(&app)) else {
+    if let Some(begun) = accept(&pod, &app) {
+        carry(pod, app, worker, begun).await;
+    }
+}
+
+fn accept(pod: &Pod, app: &TcpStream) -> Option<Begun> {
+    let (Ok(client), Ok(original)) = (socket::client(app), socket::original_destination(app)) else {
         // It was closed before it was looked at.
-        return;
+        return None;
     };
-    pod.sockets.tune(&app);
-    match plan(&pod, client, original, app.local_addr().ok()) {
-        Ok(plan) => carry(&pod, app, client, original, plan).await,
+    pod.sockets.tune(app);
+    match plan(pod, client, original, app.local_addr().ok()) {
+        Ok(plan) => Some(begin(pod, client, original, plan)),
         Err(error) => {
-            relay::reset(&app);
+            relay::reset(app);
             refuse(&pod.shared.metrics, Direction::Outbound, client.addr(), original.addr(), &error);
+            None
         }
     }
 }
@@ -84,13 +92,26 @@ fn plan(pod: &Pod, client: ClientAddr, original: OrigDst, local: Option<SocketAd
     })
 }
 
-async fn carry(pod: &Arc<Pod>, app: TcpStream, client: ClientAddr, original: OrigDst, plan: Plan) {
+/// A connection that has begun. What it takes to begin is not kept while it lasts.
+struct Begun {
+    way: Way,
+    connection: Arc<Connection>,
+    _listed: OutboundGuard,
+}
+
+/// The first steps of a connection that lasts.
+enum Way {
+    Plain(NextHop),
+    Tunnel(Box<(hbone::Key, hbone::Request)>),
+}
+
+fn begin(pod: &Pod, client: ClientAddr, original: OrigDst, plan: Plan) -> Begun {
     let (hbone_target, destination_id, protocol) = match &plan.via {
         Via::Plain => (None, None, "TCP"),
         Via::Tunnel { authority, destinations } => (Some(authority.clone()), destinations.first(), "HBONE"),
     };
     let tunnelled = hbone_target.is_some();
-    let _listed = pod.connections.outbound(Entry {
+    let listed = pod.connections.outbound(Entry {
         src: client.addr(),
         original_dst: Some(original.to_string()),
         actual_dst: plan.hop.addr(),
@@ -106,30 +127,60 @@ async fn carry(pod: &Arc<Pod>, app: TcpStream, client: ClientAddr, original: Ori
         hbone_target,
         mutual_tls: tunnelled,
     };
-    let connection = Connection::open(&pod.shared.metrics, &pod.series, facts);
-    let result = match plan.via {
-        Via::Plain => plain(pod, &app, plan.hop, &connection).await,
+    let connection = Arc::new(Connection::open(&pod.shared.metrics, &pod.series, facts));
+    let way = match plan.via {
+        Via::Plain => Way::Plain(plan.hop),
         Via::Tunnel { authority, destinations } => {
             let service_host = plan.service.as_ref().map(|service| &*service.hostname);
             let headers = headers::request(&plan.source, client.addr(), service_host, pod.shared.settings.baggage);
             let key = hbone::Key { source: plan.identity, destinations, addr: plan.hop.addr(), source_ip: Some(client.ip()) };
-            tunnel(pod, &app, key, hbone::Request { authority, headers }, &connection).await
+            Way::Tunnel(Box::new((key, hbone::Request { authority, headers })))
         }
     };
-    if result.is_err() {
-        // The application must not take a refusal for an empty answer.
-        relay::reset(&app);
-    }
+    Begun { way, connection, _listed: listed }
+}
+
+async fn carry(pod: Arc<Pod>, app: TcpStream, worker: usize, Begun { way, connection, _listed }: Begun) {
+    let result = match way {
+        Way::Plain(hop) => Box::pin(plain(&pod, app, hop, &connection)).await,
+        Way::Tunnel(wanted) if pod.shared.settings.http2.engine == Engine::Warren => {
+            pod.pool(worker).carry(wanted, App::new(app, Side::Client, connection.clone())).await
+        }
+        Way::Tunnel(wanted) => Box::pin(tunnel(&pod, app, worker, *wanted, &connection)).await,
+    };
     connection.finish(result);
 }
 
-async fn plain(pod: &Pod, app: &TcpStream, hop: NextHop, connection: &Connection) -> Result<()> {
-    let upstream = dial(&pod.sockets, To::Destination, hop, None).await?;
-    relay::tcp_to_tcp(app, &upstream, connection).await
+async fn plain(pod: &Pod, app: TcpStream, hop: NextHop, connection: &Connection) -> Result<()> {
+    let relayed = async {
+        let upstream = dial(&pod.sockets, To::Destination, hop, None).await?;
+        relay::tcp_to_tcp(&app, &upstream, connection).await
+    };
+    let result = relayed.await;
+    reset_if_refused(&app, &result);
+    result
 }
 
-async fn tunnel(pod: &Pod, app: &TcpStream, key: hbone::Key, request: hbone::Request, connection: &Connection) -> Result<()> {
-    let opened = pod.pool.open(&key, request).await?;
-    tracing::trace!(peer = %opened.peer, tunnel = opened.tunnel.id, reused = opened.tunnel.reused, "stream open");
-    relay::tcp_to_tunnel(app, opened.stream, Side::Client, connection).await
+async fn tunnel(
+    pod: &Pod,
+    app: TcpStream,
+    worker: usize,
+    (key, request): (hbone::Key, hbone::Request),
+    connection: &Connection,
+) -> Result<()> {
+    let carried = async {
+        let opened = pod.pool(worker).open(&key, request).await?;
+        tracing::trace!(peer = %opened.peer, tunnel = opened.tunnel.id, reused = opened.tunnel.reused, "stream open");
+        relay::tcp_to_tunnel(&app, opened.stream, Side::Client, connection).await
+    };
+    let result = carried.await;
+    reset_if_refused(&app, &result);
+    result
+}
+
+/// The application must not take a refusal for an empty answer.
+fn reset_if_refused(app: &TcpStream, result: &Result<()>) {
+    if result.is_err() {
+        relay::reset(app);
+    }
 }

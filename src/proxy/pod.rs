@@ -12,12 +12,14 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::accept::Spread;
 use super::track::{Connections, Entry, Subject};
+use super::workers::{Kind, Workers};
 use super::{CONNECT_LIMIT, HBONE_PORT, LOCAL_LIMIT, OUTBOUND_PORT, PASSTHROUGH_PORT, TLS_LIMIT, accept, inbound, outbound, passthrough};
 use crate::base::addr::NextHop;
 use crate::base::{Error, Result, code, drain};
 use crate::config::Settings;
-use crate::config::settings::OriginalSource;
+use crate::config::settings::{Engine, OriginalSource};
 use crate::hbone;
 use crate::identity::{Certificate, CertificateStore, SpiffeId};
 use crate::mesh::{LocalWorkload, MeshStore, Protocol, Workload};
@@ -39,8 +41,8 @@ pub struct Shared {
     pub certificates: Arc<CertificateStore>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
-    /// Where connections are carried.
-    pub data_plane: tokio::runtime::Handle,
+    /// What carries connections.
+    pub workers: Arc<Workers>,
     /// How many connections may be open.
     pub limits: Limits,
     /// Places for connections whose other end nobody vouches for, of all pods together.
@@ -103,7 +105,8 @@ pub(super) struct Pod {
     pub(super) shared: Arc<Shared>,
     pub(super) local: LocalWorkload,
     pub(super) sockets: SocketFactory,
-    pub(super) pool: hbone::Pool,
+    /// One for each thread.
+    pools: Vec<hbone::Pool>,
     pub(super) connections: Arc<Connections>,
     pub(super) series: Series,
     /// What the agent says of it, for as long as the control plane has not told more.
@@ -116,6 +119,12 @@ pub(super) struct Pod {
 }
 
 impl Pod {
+    /// The tunnels that are carried by a thread.
+    pub(super) fn pool(&self, worker: usize) -> &hbone::Pool {
+        // As many as there are threads.
+        &self.pools[worker % self.pools.len()]
+    }
+
     /// Who the pod is: as the control plane has it, or else as the agent does. A pod has its address, and with that its
     /// workload, only after its first instruction may have run; it must not wait for that to open a connection.
     pub(super) fn who(&self) -> Arc<Workload> {
@@ -234,7 +243,9 @@ impl Pods {
         let sockets =
             SocketFactory { netns: Some(netns), mark: Some(settings.mark), reuse_port: settings.reuse_port, keepalive: settings.keepalive };
         // Sockets belong to the runtime that carries connections, not to the one that talks to the agent.
-        let _data_plane = self.shared.data_plane.enter();
+        let workers = &self.shared.workers;
+        let home = workers.home();
+        let _data_plane = workers.handle(home).enter();
         let listen = |port| {
             let wanted = settings.original_source != OriginalSource::Never;
             let addr = socket::any(settings.ipv6, port);
@@ -258,7 +269,7 @@ impl Pods {
         let pod = Arc::new(Pod {
             local,
             newcomer,
-            pool: hbone::Pool::new(pool_settings(&self.shared.settings), dialer),
+            pools: (0..workers.count()).map(|_| hbone::Pool::new(pool_settings(&self.shared.settings), dialer.clone())).collect(),
             sockets,
             connections: Arc::default(),
             series: Series::new(&self.shared.metrics),
@@ -271,7 +282,7 @@ impl Pods {
         // Before the first connection is decided: no change of policy is missed after it.
         let changed = self.shared.mesh.changed();
         let review = AbortOnDropHandle::new(tokio::spawn(review(pod.clone(), changed)));
-        spawn_listeners(&pod, [out, plain, tunnels], &watch);
+        spawn_listeners(&pod, [out, plain, tunnels], &watch, home);
         // At once: it is fetched while the pod is still being set up.
         match pod.who().identity() {
             Ok(id) => pod.hold_certificate(id),
@@ -296,7 +307,7 @@ impl Running {
         } else {
             self.drain.drain(limit).await
         };
-        self.pod.pool.close_all();
+        self.pod.pools.iter().for_each(hbone::Pool::close_all);
         in_time
     }
 }
@@ -332,17 +343,19 @@ impl Pods {
     }
 }
 
-fn spawn_listeners(pod: &Arc<Pod>, [out, plain, tunnels]: [TcpListener; 3], watch: &drain::Watch) {
+fn spawn_listeners(pod: &Arc<Pod>, [out, plain, tunnels]: [TcpListener; 3], watch: &drain::Watch, here: usize) {
     let limits = pod.shared.limits;
     let permits = |count| Arc::new(Semaphore::new(count));
+    let spread = |kind| Spread { workers: pod.shared.workers.clone(), kind, here };
     let owner = pod.clone();
-    tokio::spawn(accept::accept(out, permits(limits.outbound), watch.clone(), move |stream| outbound::serve(owner.clone(), stream)));
+    let serve = move |stream, worker| outbound::serve(owner.clone(), stream, worker);
+    tokio::spawn(accept::accept(out, permits(limits.outbound), watch.clone(), spread(Kind::Outbound), serve));
     let owner = pod.clone();
-    tokio::spawn(accept::accept(plain, permits(limits.strangers), watch.clone(), move |stream| passthrough::serve(owner.clone(), stream)));
+    let serve = move |stream, _| passthrough::serve(owner.clone(), stream);
+    tokio::spawn(accept::accept(plain, permits(limits.strangers), watch.clone(), spread(Kind::Passthrough), serve));
     let (owner, drain) = (pod.clone(), watch.clone());
-    tokio::spawn(accept::accept(tunnels, permits(limits.tunnels), watch.clone(), move |stream| {
-        inbound::serve(owner.clone(), stream, drain.clone())
-    }));
+    let serve = move |stream, _| inbound::serve(owner.clone(), stream, drain.clone());
+    tokio::spawn(accept::accept(tunnels, permits(limits.tunnels), watch.clone(), spread(Kind::Tunnel), serve));
 }
 
 /// Asks policy again about open connections whenever the mesh changes.
@@ -376,7 +389,7 @@ fn pool_settings(settings: &Settings) -> hbone::PoolSettings {
         tunnel: sized(settings, hbone::Settings::client()),
         max_streams: usize::from(settings.http2.max_streams).max(1),
         idle: settings.http2.idle,
-        max_tunnels: 500 * settings.workers.get(),
+        max_tunnels: 500,
         connect_limit: CONNECT_LIMIT,
         handshake_limit: TLS_LIMIT,
     }
@@ -388,6 +401,10 @@ pub(super) fn server_settings(settings: &Settings) -> hbone::Settings {
 
 fn sized(settings: &Settings, defaults: hbone::Settings) -> hbone::Settings {
     hbone::Settings {
+        engine: match settings.http2.engine {
+            Engine::Warren => hbone::Engine::Own,
+            Engine::H2 => hbone::Engine::H2,
+        },
         stream_window: settings.http2.stream_window,
         connection_window: settings.http2.connection_window,
         frame_size: settings.http2.frame_size,
@@ -402,12 +419,9 @@ struct Dialer {
 }
 
 impl hbone::Dialer for Dialer {
-    fn dial<'a>(&'a self, key: &'a hbone::Key) -> BoxFuture<'a, std::io::Result<Box<dyn hbone::Io>>> {
+    fn dial<'a>(&'a self, key: &'a hbone::Key) -> BoxFuture<'a, std::io::Result<hbone::Io>> {
         // The pod's own address is the source by itself: the socket is made in its network namespace.
-        Box::pin(async move {
-            let socket = self.sockets.connect(NextHop::new(key.addr), None).await?;
-            Ok(Box::new(socket) as Box<dyn hbone::Io>)
-        })
+        Box::pin(async move { self.sockets.connect(NextHop::new(key.addr), None).await.map(hbone::Io::Tcp) })
     }
 
     fn certificate<'a>(&'a self, source: &'a SpiffeId) -> BoxFuture<'a, Result<Arc<Certificate>>> {

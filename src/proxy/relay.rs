@@ -3,6 +3,8 @@
 //! Each direction runs by itself; an end that says "no more" closes only its direction (half-close). A socket that has
 //! nothing to read owns no buffer.
 
+mod plain;
+
 use std::cell::RefCell;
 use std::io;
 use std::net::Shutdown;
@@ -15,21 +17,14 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
+use self::plain::Half;
 use crate::base::{Error, Result, code};
-use crate::hbone::Stream;
+use crate::hbone::{Count, Side, Stream};
 
 /// First buffer of a direction; it grows while reads fill it.
 const SMALL: usize = 16 * 1024;
 /// Largest buffer of a direction.
 const LARGE: usize = 256 * 1024;
-
-/// Says how many bytes went each way, as they go.
-pub(super) trait Count: Sync {
-    /// Bytes from the client arrived at the server's side.
-    fn client_sent(&self, bytes: usize);
-    /// Bytes from the server arrived at the client's side.
-    fn server_sent(&self, bytes: usize);
-}
 
 impl Count for crate::telemetry::tcp::Connection {
     fn client_sent(&self, bytes: usize) {
@@ -49,9 +44,11 @@ impl Count for crate::telemetry::tcp::Connection {
 /// RELAY_FAILED when a side broke in any other way; both are then reset, also when this is dropped before its end.
 pub(super) async fn tcp_to_tcp(client: &TcpStream, server: &TcpStream, count: &impl Count) -> Result<()> {
     let torn = Torn([Some(client), Some(server)]);
-    let up = pin!(tcp_half(client, server, ["client", "destination"], |bytes| count.client_sent(bytes)));
-    let down = pin!(tcp_half(server, client, ["destination", "client"], |bytes| count.server_sent(bytes)));
-    let result = both(up, down, failed(client, "client"), failed(server, "destination")).await;
+    let sent = |bytes| count.client_sent(bytes);
+    let answered = |bytes| count.server_sent(bytes);
+    let up = Half { from: client, to: server, names: ["client", "destination"], count: sent };
+    let down = Half { from: server, to: client, names: ["destination", "client"], count: answered };
+    let result = both(pin!(up.run()), pin!(down.run()), failed(client, "client"), failed(server, "destination")).await;
     if result.is_ok() {
         torn.mended();
     }
@@ -163,49 +160,6 @@ impl Drop for Torn<'_> {
     fn drop(&mut self) {
         self.0.iter().copied().flatten().for_each(reset);
     }
-}
-
-/// Which end of the connection a local application is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
-    /// It opened the connection.
-    Client,
-    /// It accepted the connection.
-    Server,
-}
-
-impl Side {
-    fn name(self) -> &'static str {
-        match self {
-            Side::Client => "client",
-            Side::Server => "destination",
-        }
-    }
-
-    fn count_from(self, count: &impl Count, bytes: usize) {
-        match self {
-            Side::Client => count.client_sent(bytes),
-            Side::Server => count.server_sent(bytes),
-        }
-    }
-
-    fn count_to(self, count: &impl Count, bytes: usize) {
-        match self {
-            Side::Client => count.server_sent(bytes),
-            Side::Server => count.client_sent(bytes),
-        }
-    }
-}
-
-async fn tcp_half(from: &TcpStream, to: &TcpStream, names: [&'static str; 2], count: impl Fn(usize)) -> std::result::Result<(), Broken> {
-    let mut size = SMALL;
-    while let Some(data) = read(from, &mut size).await.map_err(|error| Broken::tcp(names[0], error))? {
-        let length = data.len();
-        write(to, data).await.map_err(|error| Broken::tcp(names[1], error))?;
-        count(length);
-    }
-    shutdown(to);
-    Ok(())
 }
 
 /// Why a relay ended early.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 
 use crate::base::{Error, Str};
 use crate::identity::SpiffeId;
@@ -29,7 +29,8 @@ struct Inbound {
     subject: Subject,
     forwarded: Option<Str>,
     tunnelled: bool,
-    cut: watch::Sender<Option<Error>>,
+    /// Gone when it was cut.
+    cut: Option<oneshot::Sender<Error>>,
 }
 
 /// One open connection, as the admin API prints it.
@@ -58,9 +59,9 @@ impl Connections {
     /// Takes an inbound connection in. Call it before policy is asked, so that no change is missed between.
     pub(super) fn inbound(self: &Arc<Self>, subject: Subject, forwarded: Option<Str>, tunnelled: bool) -> InboundGuard {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (cut, hear) = watch::channel(None);
-        self.inbound.lock().insert(id, Inbound { subject, forwarded, tunnelled, cut });
-        InboundGuard { id, connections: Arc::clone(self), hear }
+        let (cut, hear) = oneshot::channel();
+        self.inbound.lock().insert(id, Inbound { subject, forwarded, tunnelled, cut: Some(cut) });
+        InboundGuard { id, connections: Arc::clone(self), hear: Some(hear) }
     }
 
     /// Takes an outbound connection in.
@@ -72,11 +73,13 @@ impl Connections {
 
     /// Asks `verdict` about every inbound connection and cuts those that it refuses.
     pub(super) fn review(&self, verdict: impl Fn(&Subject) -> Option<Error>) {
-        for connection in self.inbound.lock().values() {
-            if connection.cut.borrow().is_none()
+        for connection in self.inbound.lock().values_mut() {
+            if connection.cut.is_some()
                 && let Some(error) = verdict(&connection.subject)
+                && let Some(cut) = connection.cut.take()
             {
-                connection.cut.send_replace(Some(error));
+                // Whoever has the guard hears it, or has ended the connection already.
+                let _ = cut.send(error);
             }
         }
     }
@@ -105,16 +108,23 @@ impl Inbound {
 pub(super) struct InboundGuard {
     id: u64,
     connections: Arc<Connections>,
-    hear: watch::Receiver<Option<Error>>,
+    hear: Option<oneshot::Receiver<Error>>,
 }
 
 impl InboundGuard {
     /// Returns the reason when the connection must end.
     pub(super) async fn cut(&mut self) -> Error {
-        let reason = self.hear.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
-        match reason {
-            Some(reason) => reason,
-            // The sender lives in the list, as long as this guard.
+        match &mut self.hear {
+            Some(hear) => {
+                let reason = hear.await;
+                self.hear = None;
+                match reason {
+                    Ok(reason) => reason,
+                    // The sender lives in the list, as long as this guard.
+                    Err(_) => std::future::pending().await,
+                }
+            }
+            // It has been told.
             None => std::future::pending().await,
         }
     }

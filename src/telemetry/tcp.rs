@@ -1,9 +1,9 @@
 //! A proxied connection as an event: told once, it becomes metrics and a line of the access log.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -90,7 +90,18 @@ const SERIES_PER_POD: usize = 4096;
 #[derive(Debug)]
 pub struct Series {
     metrics: Arc<Metrics>,
-    used: Mutex<HashSet<Labels>>,
+    used: Mutex<HashMap<Labels, Arc<Counters>>>,
+}
+
+/// The counters of one label set.
+#[derive(Debug)]
+struct Counters {
+    labels: Labels,
+    opened: Counter,
+    received: Counter,
+    sent: Counter,
+    /// Of connections that ended well: there is none before the first.
+    closed: OnceLock<Counter>,
 }
 
 impl Series {
@@ -99,23 +110,33 @@ impl Series {
         Self { metrics: metrics.clone(), used: Mutex::default() }
     }
 
-    fn admit(&self, labels: Labels) -> Labels {
+    fn admit(&self, labels: Labels) -> Arc<Counters> {
         let mut used = self.used.lock();
-        if used.contains(&labels) {
-            return labels;
+        if let Some(counters) = used.get(&labels) {
+            return counters.clone();
         }
         let labels = if used.len() < SERIES_PER_POD { labels } else { labels.anonymous() };
-        if used.insert(labels.clone()) {
-            *self.metrics.tcp.users.lock().entry(labels.clone()).or_default() += 1;
+        if let Some(counters) = used.get(&labels) {
+            return counters.clone();
         }
-        labels
+        let tcp = &self.metrics.tcp;
+        *tcp.users.lock().entry(labels.clone()).or_default() += 1;
+        let counters = Arc::new(Counters {
+            opened: tcp.opened.get_or_create(&labels).clone(),
+            received: tcp.received.get_or_create(&labels).clone(),
+            sent: tcp.sent.get_or_create(&labels).clone(),
+            closed: OnceLock::new(),
+            labels: labels.clone(),
+        });
+        used.insert(labels, counters.clone());
+        counters
     }
 }
 
 impl Drop for Series {
     fn drop(&mut self) {
         let mut users = self.metrics.tcp.users.lock();
-        for labels in self.used.get_mut().drain() {
+        for (labels, _) in self.used.get_mut().drain() {
             let Some(count) = users.get_mut(&labels) else { continue };
             *count -= 1;
             if *count == 0 {
@@ -238,47 +259,42 @@ pub struct Facts {
 #[derive(Debug)]
 pub struct Connection {
     metrics: Arc<Metrics>,
-    labels: Labels,
+    counters: Arc<Counters>,
     facts: Facts,
     started: Instant,
-    client_bytes: Counted,
-    server_bytes: Counted,
-    finished: bool,
-}
-
-#[derive(Debug)]
-struct Counted {
-    family: Counter,
-    own: AtomicU64,
-}
-
-impl Counted {
-    fn add(&self, bytes: usize) {
-        self.family.inc_by(bytes as u64);
-        self.own.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
+    client_bytes: AtomicU64,
+    server_bytes: AtomicU64,
+    finished: AtomicBool,
 }
 
 impl Connection {
     /// Counts and logs an opened connection.
     pub fn open(metrics: &Arc<Metrics>, series: &Series, facts: Facts) -> Self {
-        let labels = series.admit(facts.labels());
-        metrics.tcp.opened.get_or_create(&labels).inc();
-        let client_bytes = Counted { family: metrics.tcp.received.get_or_create(&labels).clone(), own: AtomicU64::new(0) };
-        let server_bytes = Counted { family: metrics.tcp.sent.get_or_create(&labels).clone(), own: AtomicU64::new(0) };
+        let counters = series.admit(facts.labels());
+        counters.opened.inc();
         let (source, hop, direction) = (facts.source_addr, facts.destination_addr, facts.direction.name());
         tracing::event!(target: "access", parent: None, tracing::Level::DEBUG, src.addr = %source, dst.addr = %hop, direction, "connection opened");
-        Self { metrics: metrics.clone(), labels, facts, started: Instant::now(), client_bytes, server_bytes, finished: false }
+        Self {
+            metrics: metrics.clone(),
+            counters,
+            facts,
+            started: Instant::now(),
+            client_bytes: AtomicU64::new(0),
+            server_bytes: AtomicU64::new(0),
+            finished: AtomicBool::new(false),
+        }
     }
 
     /// Bytes went from client to server.
     pub fn received(&self, bytes: usize) {
-        self.client_bytes.add(bytes);
+        self.counters.received.inc_by(bytes as u64);
+        self.client_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// Bytes went from server to client.
     pub fn sent(&self, bytes: usize) {
-        self.server_bytes.add(bytes);
+        self.counters.sent.inc_by(bytes as u64);
+        self.server_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// What is known about it.
@@ -287,21 +303,28 @@ impl Connection {
     }
 
     /// Counts and logs the end.
-    pub fn finish(mut self, result: Result<()>) {
+    pub fn finish(&self, result: Result<()>) {
         self.close(result.err());
     }
 
-    fn close(&mut self, error: Option<Error>) {
-        if std::mem::replace(&mut self.finished, true) {
+    fn close(&self, error: Option<Error>) {
+        if self.finished.swap(true, Ordering::Relaxed) {
             return;
         }
-        let labels = self.labels.with_flags(error.as_ref().map_or("-", |error| error.code().flag));
-        self.metrics.tcp.closed.get_or_create(&labels).inc();
-        if let Some(error) = &error {
-            self.metrics.tcp.failed.get_or_create(&labels).inc();
-            self.metrics.refused.get_or_create(&CodeLabel { code: error.code().id }).inc();
+        let tcp = &self.metrics.tcp;
+        match &error {
+            None => {
+                let labels = &self.counters.labels;
+                self.counters.closed.get_or_init(|| tcp.closed.get_or_create(labels).clone()).inc();
+            }
+            Some(error) => {
+                let labels = self.counters.labels.with_flags(error.code().flag);
+                tcp.closed.get_or_create(&labels).inc();
+                tcp.failed.get_or_create(&labels).inc();
+                self.metrics.refused.get_or_create(&CodeLabel { code: error.code().id }).inc();
+            }
         }
-        let (received, sent) = (self.client_bytes.own.load(Ordering::Relaxed), self.server_bytes.own.load(Ordering::Relaxed));
+        let (received, sent) = (self.client_bytes.load(Ordering::Relaxed), self.server_bytes.load(Ordering::Relaxed));
         self.facts.log(error.as_ref(), received, sent, self.started);
     }
 }

@@ -5,15 +5,15 @@ use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustls::client::UnbufferedClientConnection;
-use rustls::server::UnbufferedServerConnection;
+use rustls::client::{Resumption, UnbufferedClientConnection};
+use rustls::server::{ProducesTickets, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
-use rustls::{ClientConfig, KeyLog, ServerConfig};
-use rustls_pki_types::ServerName;
+use rustls::{AlertDescription, ClientConfig, CommonState, ExtractedSecrets, HandshakeKind, KeyLog, ServerConfig, SupportedCipherSuite};
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::record::{End, MAX_RECORD, Secret, Session};
+use super::record::{End, MAX_RECORD, Secret, Session, Tickets};
 use crate::base::{Error, Result};
 
 /// What a peer may send for one handshake: a message may have 64 KiB, and tiny records make it several times that.
@@ -24,60 +24,84 @@ const READ: usize = 16 * 1024;
 
 /// What is left when a handshake is over.
 pub(super) struct Remains<C> {
-    /// To be asked for the peer, then taken apart by [`into_session`](Self::into_session).
-    pub(super) connection: C,
+    connection: C,
     secrets: Arc<Secrets>,
     /// Read behind the handshake.
-    pub(super) leftover: Vec<u8>,
+    leftover: Vec<u8>,
     /// Our last flight.
     unsent: Vec<u8>,
 }
 
-/// As a client.
+/// Judges the certificates of a peer that presented none this time, because it resumed an earlier session: since then
+/// they may have expired or been revoked.
+pub(super) type Recheck<'a> = &'a (dyn Fn(&[CertificateDer<'static>]) -> std::result::Result<(), rustls::Error> + Sync);
+
+/// As a client, which takes a ticket from `tickets` and puts new ones there.
 pub(super) async fn connect(
     socket: &mut TcpStream,
     config: &ClientConfig,
     name: ServerName<'static>,
+    tickets: &Resumption,
+    recheck: Recheck<'_>,
 ) -> io::Result<Remains<UnbufferedClientConnection>> {
-    let mut config = config.clone();
-    let secrets = Arc::new(Secrets::default());
+    let (mut config, secrets) = (config.clone(), Arc::new(Secrets::default()));
     config.key_log = secrets.clone();
     config.enable_secret_extraction = true;
+    config.resumption = tickets.clone();
     let connection = UnbufferedClientConnection::new(Arc::new(config), name).map_err(invalid)?;
-    drive(socket, connection, secrets).await
+    drive(socket, connection, secrets, recheck).await
 }
 
-/// As a server.
-pub(super) async fn accept(socket: &mut TcpStream, config: &ServerConfig) -> io::Result<Remains<UnbufferedServerConnection>> {
-    let mut config = config.clone();
-    let secrets = Arc::new(Secrets::default());
+/// As a server, which gives the client a ticket by `ticketer`.
+pub(super) async fn accept(
+    socket: &mut TcpStream,
+    config: &ServerConfig,
+    ticketer: &Arc<dyn ProducesTickets>,
+    recheck: Recheck<'_>,
+) -> io::Result<Remains<UnbufferedServerConnection>> {
+    let (mut config, secrets) = (config.clone(), Arc::new(Secrets::default()));
     config.key_log = secrets.clone();
     config.enable_secret_extraction = true;
+    config.ticketer = ticketer.clone();
+    config.send_tls13_tickets = 1;
     let connection = UnbufferedServerConnection::new(Arc::new(config)).map_err(invalid)?;
-    drive(socket, connection, secrets).await
+    drive(socket, connection, secrets, recheck).await
 }
 
-impl Remains<UnbufferedClientConnection> {
-    /// The connection's records from here on, and what was read behind the handshake.
-    pub(super) fn into_session(self) -> Result<(Session, Vec<u8>)> {
-        let failed = |error| Error::internal(format!("taking over a TLS connection: {error}"));
-        let (extracted, connection) = self.connection.dangerous_into_kernel_connection().map_err(failed)?;
-        let (client, server) = self.secrets.take()?;
-        let (write, read) = ((client, extracted.tx.0), (server, extracted.rx.0));
-        let session = Session::new(End::Client, connection.negotiated_cipher_suite(), write, read, self.unsent)?;
-        Ok((session, self.leftover))
+impl<C: Connection> Remains<C> {
+    /// Who the peer is.
+    pub(super) fn state(&self) -> &CommonState {
+        self.connection.state()
     }
-}
 
-impl Remains<UnbufferedServerConnection> {
+    /// Whether an earlier session was resumed.
+    pub(super) fn resumed(&self) -> bool {
+        self.state().handshake_kind() == Some(HandshakeKind::Resumed)
+    }
+
     /// The connection's records from here on, and what was read behind the handshake.
     pub(super) fn into_session(self) -> Result<(Session, Vec<u8>)> {
         let failed = |error| Error::internal(format!("taking over a TLS connection: {error}"));
-        let (extracted, connection) = self.connection.dangerous_into_kernel_connection().map_err(failed)?;
         let (client, server) = self.secrets.take()?;
-        let (write, read) = ((server, extracted.tx.0), (client, extracted.rx.0));
-        let session = Session::new(End::Server, connection.negotiated_cipher_suite(), write, read, self.unsent)?;
-        Ok((session, self.leftover))
+        let (extracted, suite, tickets) = self.connection.into_parts().map_err(failed)?;
+        let (ours, theirs) = match C::END {
+            End::Client => (client, server),
+            End::Server => (server, client),
+        };
+        let session = Session::new(C::END, suite, (ours, extracted.tx.0), (theirs, extracted.rx.0), self.unsent)?;
+        Ok((session.with_tickets(tickets), self.leftover))
+    }
+
+    async fn refuse(self, socket: &mut TcpStream, error: &rustls::Error) -> Result<()> {
+        let alert = match error {
+            rustls::Error::InvalidCertificate(error) => error.clone().into(),
+            _ => AlertDescription::AccessDenied,
+        };
+        let (mut session, mut out) = (self.into_session()?.0, Vec::new());
+        session.refuse(alert);
+        session.pending(&mut out)?;
+        refuse(socket, &out).await;
+        Ok(())
     }
 }
 
@@ -121,7 +145,7 @@ impl fmt::Debug for Secrets {
 }
 
 /// What rustls wants next.
-enum Step {
+pub(super) enum Step {
     /// To be asked again.
     Again,
     /// The next record.
@@ -131,23 +155,50 @@ enum Step {
     Closed,
 }
 
-type Stepped = std::result::Result<Step, rustls::Error>;
+pub(super) type Stepped = std::result::Result<Step, rustls::Error>;
+
+pub(super) type Parts = (ExtractedSecrets, SupportedCipherSuite, Option<Tickets>);
 
 /// Either end.
-trait Connection {
+pub(super) trait Connection: Sized {
+    const END: End;
+    fn state(&self) -> &CommonState;
     /// Shows it `incoming`; what it wants to send is appended to `outgoing`. Gives how much of `incoming` is done with.
     fn step(&mut self, incoming: &mut [u8], outgoing: &mut Vec<u8>) -> (usize, Stepped);
+    fn into_parts(self) -> std::result::Result<Parts, rustls::Error>;
 }
 
 impl Connection for UnbufferedClientConnection {
+    const END: End = End::Client;
+
+    fn state(&self) -> &CommonState {
+        self
+    }
+
     fn step(&mut self, incoming: &mut [u8], outgoing: &mut Vec<u8>) -> (usize, Stepped) {
         step(self.process_tls_records(incoming), outgoing)
+    }
+
+    fn into_parts(self) -> std::result::Result<Parts, rustls::Error> {
+        let (extracted, connection) = self.dangerous_into_kernel_connection()?;
+        Ok((extracted, connection.negotiated_cipher_suite(), Some(Tickets::new(connection))))
     }
 }
 
 impl Connection for UnbufferedServerConnection {
+    const END: End = End::Server;
+
+    fn state(&self) -> &CommonState {
+        self
+    }
+
     fn step(&mut self, incoming: &mut [u8], outgoing: &mut Vec<u8>) -> (usize, Stepped) {
         step(self.process_tls_records(incoming), outgoing)
+    }
+
+    fn into_parts(self) -> std::result::Result<Parts, rustls::Error> {
+        let (extracted, connection) = self.dangerous_into_kernel_connection()?;
+        Ok((extracted, connection.negotiated_cipher_suite(), None))
     }
 }
 
@@ -174,7 +225,12 @@ fn step<Data>(status: UnbufferedStatus<'_, '_, Data>, outgoing: &mut Vec<u8>) ->
 }
 
 /// rustls is shown one record at a time: those behind the handshake are not for it.
-async fn drive<C: Connection>(socket: &mut TcpStream, mut connection: C, secrets: Arc<Secrets>) -> io::Result<Remains<C>> {
+async fn drive<C: Connection>(
+    socket: &mut TcpStream,
+    mut connection: C,
+    secrets: Arc<Secrets>,
+    recheck: Recheck<'_>,
+) -> io::Result<Remains<C>> {
     let (mut incoming, mut outgoing) = (Vec::with_capacity(READ), Vec::new());
     // How much of `incoming` rustls has seen: a message in several records stays until it is whole.
     let mut shown = 0;
@@ -184,17 +240,29 @@ async fn drive<C: Connection>(socket: &mut TcpStream, mut connection: C, secrets
         shown -= discard;
         match step {
             Ok(Step::Again) => {}
-            Ok(Step::Done) => return Ok(Remains { connection, secrets, leftover: incoming, unsent: outgoing }),
+            Ok(Step::Done) => break,
             Ok(Step::Closed) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(Step::Read) => shown += next_record(socket, &mut incoming, shown, &mut outgoing).await?,
             Err(error) => {
-                // The alert that tells the peer why.
-                while let (_, Ok(Step::Again)) = connection.step(&mut incoming[..shown], &mut outgoing) {}
+                // The alert that tells the peer why. Asked once more than it has something to send, rustls would look at
+                // the record again, and a second alert is a panic.
+                while connection.state().wants_write()
+                    && matches!(connection.step(&mut incoming[..shown], &mut outgoing), (_, Ok(Step::Again)))
+                {}
                 refuse(socket, &outgoing).await;
                 return Err(invalid(error));
             }
         }
     }
+    let remains = Remains { connection, secrets, leftover: incoming, unsent: outgoing };
+    // rustls takes the peer of a resumed session from the ticket and asks no verifier.
+    if remains.resumed()
+        && let Err(error) = recheck(remains.state().peer_certificates().unwrap_or_default())
+    {
+        remains.refuse(socket, &error).await.map_err(io::Error::other)?;
+        return Err(invalid(error));
+    }
+    Ok(remains)
 }
 
 /// The length of the record at `start`, which is read if it is not there yet.

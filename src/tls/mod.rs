@@ -7,6 +7,7 @@ mod handshake;
 pub mod record;
 mod roots;
 pub mod secured;
+mod tickets;
 mod token;
 mod verify;
 mod workload;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 
 use super::failure::from_handshake;
@@ -20,6 +21,8 @@ pub struct Secured {
     pub session: Session,
     /// Records, or the start of one, that were read behind the handshake: they come before what the socket gives.
     pub leftover: Vec<u8>,
+    /// Whether an earlier session was resumed. The peer's certificates were judged all the same.
+    pub resumed: bool,
 }
 
 /// Makes `socket` a TLS connection to a peer that proves to be one of `expected`; says which one it is.
@@ -27,13 +30,17 @@ pub struct Secured {
 /// # Errors
 /// The peer is silent for `limit`, speaks something else, is not trusted, or is somebody else.
 pub async fn connect(mut socket: TcpStream, cert: &Certificate, expected: &[SpiffeId], limit: Duration) -> Result<(Secured, SpiffeId)> {
-    let config = configs(cert)?.client(cert, expected)?;
-    let handshake = handshake::connect(&mut socket, &config, any_name());
+    let configs = configs(cert)?;
+    let config = configs.client(cert, expected)?;
+    // Tickets are kept by the server's address.
+    let name = socket.peer_addr().map_or_else(|_| any_name(), |address| ServerName::IpAddress(address.ip().into()));
+    let recheck = |chain: &[CertificateDer<'static>]| configs.check_server(expected, chain);
+    let handshake = handshake::connect(&mut socket, &config, name, &configs.tickets, &recheck);
     let remains =
         deadline(limit, &code::TLS_TIMEOUT, WITH_DESTINATION, handshake).await?.map_err(|error| from_handshake("connecting", error))?;
-    let peer = server_identity(&remains.connection, expected)?;
+    let (peer, resumed) = (server_identity(remains.state(), expected)?, remains.resumed());
     let (session, leftover) = remains.into_session()?;
-    Ok((Secured { socket, session, leftover }, peer))
+    Ok((Secured { socket, session, leftover, resumed }, peer))
 }
 
 /// Makes `socket` a TLS connection from a peer of the same trust domain; says who it is.
@@ -41,10 +48,19 @@ pub async fn connect(mut socket: TcpStream, cert: &Certificate, expected: &[Spif
 /// # Errors
 /// The peer is silent for `limit`, speaks something else, has no certificate, is not trusted, or is of another domain.
 pub async fn accept(mut socket: TcpStream, cert: &Certificate, limit: Duration) -> Result<(Secured, SpiffeId)> {
-    let config = configs(cert)?.server.clone();
-    let handshake = handshake::accept(&mut socket, &config);
+    let configs = configs(cert)?;
+    let recheck = |chain: &[CertificateDer<'static>]| configs.check_client(chain);
+    let handshake = handshake::accept(&mut socket, &configs.server, &configs.ticketer, &recheck);
     let remains = deadline(limit, &code::TLS_TIMEOUT, WITH_CLIENT, handshake).await?.map_err(|error| from_handshake("accepting", error))?;
-    let peer = client_identity(&remains.connection, &cert.id.trust_domain)?;
+    let (peer, resumed) = (client_identity(remains.state(), &cert.id.trust_domain)?, remains.resumed());
     let (session, leftover) = remains.into_session()?;
-    Ok((Secured { socket, session, leftover }, peer))
+    Ok((Secured { socket, session, leftover, resumed }, peer))
 }
+
+#[cfg(test)]
+#[path = "secured_tests.rs"]
+pub(super) mod tests;
+
+#[cfg(test)]
+#[path = "resumption_tests.rs"]
+mod resumption_tests;

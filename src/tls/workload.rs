@@ -7,15 +7,18 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustls::client::Resumption;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
-use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
-use rustls::server::NoServerSessionStorage;
+use rustls::crypto::aws_lc_rs::{Ticketer, cipher_suite, default_provider, kx_group};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, ProducesTickets};
 use rustls::{ClientConfig, CommonState, RootCertStore, ServerConfig};
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::failure::from_handshake;
+use super::tickets::TicketStore;
 use super::verify::{ClientOfMesh, ServerOfMesh, peer_of_trust_domain};
 use crate::base::{Error, Result, code, deadline};
 use crate::identity::{Certificate, SpiffeId};
@@ -87,6 +90,11 @@ pub(super) struct Configs {
     provider: Arc<CryptoProvider>,
     roots: Arc<RootCertStore>,
     pub(super) server: Arc<ServerConfig>,
+    pub(super) verifier: Arc<ClientOfMesh>,
+    /// Of this certificate alone: a ticket is worth nothing after its renewal, nor where another workload answers.
+    pub(super) ticketer: Arc<dyn ProducesTickets>,
+    /// What servers gave to the holder of this certificate.
+    pub(super) tickets: Resumption,
     clients: Mutex<HashMap<Vec<SpiffeId>, Arc<ClientConfig>>>,
 }
 
@@ -104,18 +112,33 @@ impl Configs {
             return Err(Error::new(&code::BAD_CERTIFICATE, format!("certificate of {}: none of {unusable} roots can be used", cert.id)));
         }
         let roots = Arc::new(roots);
-        let verifier = ClientOfMesh::new(roots.clone(), provider.clone(), cert.id.trust_domain.clone())?;
+        let verifier = Arc::new(ClientOfMesh::new(roots.clone(), provider.clone(), cert.id.trust_domain.clone())?);
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(bad)?
-            .with_client_cert_verifier(Arc::new(verifier))
+            .with_client_cert_verifier(verifier.clone())
             .with_single_cert(cert.chain.clone(), cert.key.clone_key())
             .map_err(bad)?;
         server.alpn_protocols = vec![ALPN.to_vec()];
-        // Tunnels live long: a resumed session would save little and outlive a rotation.
+        // Who resumes a session here would not be judged again: that is done where the handshake ends in records.
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
-        Ok(Self { provider, roots, server: Arc::new(server), clients: Mutex::default() })
+        let ticketer = Ticketer::new().map_err(bad)?;
+        let tickets = Resumption::store(Arc::new(TicketStore::default()));
+        Ok(Self { provider, roots, server: Arc::new(server), verifier, ticketer, tickets, clients: Mutex::default() })
+    }
+
+    /// Judges a client that resumes a session as one that shows its certificates.
+    pub(super) fn check_client(&self, chain: &[CertificateDer<'_>]) -> std::result::Result<(), rustls::Error> {
+        let (leaf, intermediates) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        self.verifier.verify_client_cert(leaf, intermediates, UnixTime::now()).map(drop)
+    }
+
+    /// Judges a server that resumes a session as one that shows its certificates.
+    pub(super) fn check_server(&self, expected: &[SpiffeId], chain: &[CertificateDer<'_>]) -> std::result::Result<(), rustls::Error> {
+        let (leaf, intermediates) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        let verifier = ServerOfMesh::new(self.roots.clone(), self.provider.clone(), expected.to_vec());
+        verifier.verify_server_cert(leaf, intermediates, &any_name(), &[], UnixTime::now()).map(drop)
     }
 
     pub(super) fn client(&self, cert: &Certificate, expected: &[SpiffeId]) -> Result<Arc<ClientConfig>> {
@@ -175,4 +198,4 @@ fn require_h2(protocol: Option<&[u8]>) -> Result<()> {
 
 #[cfg(test)]
 #[path = "workload_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -8,15 +8,17 @@ use crate::identity::fake::scratch;
 
 const LIMIT: Duration = HANDSHAKE_LIMIT;
 
-fn id(text: &str) -> SpiffeId {
+const BOTH: &[ExtendedKeyUsagePurpose] = &[ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+
+pub(in crate::tls) fn id(text: &str) -> SpiffeId {
     format!("spiffe://{text}").parse().unwrap()
 }
 
-fn client_id() -> SpiffeId {
+pub(in crate::tls) fn client_id() -> SpiffeId {
     id("cluster.local/ns/a/sa/client")
 }
 
-fn server_id() -> SpiffeId {
+pub(in crate::tls) fn server_id() -> SpiffeId {
     id("cluster.local/ns/b/sa/server")
 }
 
@@ -45,13 +47,13 @@ async fn handshake(client: &Certificate, server: &Certificate, expected: &[Spiff
 }
 
 /// A root outside the mesh's conventions: signs any names.
-struct Root {
+pub(in crate::tls) struct Root {
     issuer: Issuer<'static, KeyPair>,
     der: CertificateDer<'static>,
 }
 
 impl Root {
-    fn new() -> Self {
+    pub(in crate::tls) fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -60,8 +62,18 @@ impl Root {
     }
 
     fn leaf(&self, names: &[&str], usage: &[ExtendedKeyUsagePurpose]) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+        self.leaf_until(names, usage, CertificateParams::default().not_after)
+    }
+
+    fn leaf_until(
+        &self,
+        names: &[&str],
+        usage: &[ExtendedKeyUsagePurpose],
+        not_after: time::OffsetDateTime,
+    ) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
+        params.not_after = not_after;
         params.subject_alt_names = names
             .iter()
             .map(|name| match name.starts_with("spiffe://") {
@@ -74,14 +86,28 @@ impl Root {
         (der, PrivateKeyDer::try_from(key.serialize_der()).unwrap())
     }
 
-    fn certificate(&self, names: &[&str]) -> Certificate {
-        let (leaf, key) = self.leaf(names, &[ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth]);
+    pub(in crate::tls) fn certificate(&self, names: &[&str]) -> Certificate {
+        self.signed_for(names, self)
+    }
+
+    /// Its holder trusts the root of another.
+    pub(in crate::tls) fn signed_for(&self, names: &[&str], trusted: &Root) -> Certificate {
+        let (leaf, key) = self.leaf(names, BOTH);
+        Certificate::new(vec![leaf], key, vec![trusted.der.clone()]).unwrap()
+    }
+
+    /// One whose time is over.
+    pub(in crate::tls) fn expired(&self, names: &[&str]) -> Certificate {
+        let (leaf, key) = self.leaf_until(names, BOTH, rcgen::date_time_ymd(2020, 1, 1));
         Certificate::new(vec![leaf], key, vec![self.der.clone()]).unwrap()
     }
 }
 
 /// A client whose certificate, if any, `Certificate` would not take.
-async fn raw_client(io: DuplexStream, root: &Root, names: Option<&[&str]>, usage: ExtendedKeyUsagePurpose) {
+pub(in crate::tls) async fn raw_client<IO>(io: IO, root: &Root, names: Option<&[&str]>, usage: ExtendedKeyUsagePurpose)
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
     let verifier = ServerOfMesh::new(Arc::new(RootCertStore::from_iter([anchor(&root.der)])), provider(), vec![server_id()]);
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])

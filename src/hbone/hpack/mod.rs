@@ -12,7 +12,7 @@ mod static_table;
 #[cfg(test)]
 mod tests;
 
-pub(in crate::hbone) use decoder::{Decoded, Decoder};
+pub(in crate::hbone) use decoder::Decoder;
 pub(in crate::hbone) use encoder::{Encoder, encode};
 
 /// Size of a dynamic table before any SETTINGS_HEADER_TABLE_SIZE is acknowledged (RFC 9113 §6.5.2).

@@ -4,6 +4,8 @@ mod appendix_c;
 mod hostile;
 mod peer;
 
+use std::sync::LazyLock;
+
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -121,7 +123,7 @@ fn the_huffman_code_is_that_of_appendix_b() {
         (256, 0x3fffffff, 30),
     ];
     for (symbol, code, length) in table {
-        assert_eq!(huffman_code(symbol), (code, length), "{symbol}");
+        assert_eq!(CODES[symbol], (code, length), "{symbol}");
     }
     for byte in 0..=255 {
         let mut text = Vec::new();
@@ -144,12 +146,14 @@ fn huffman_coded_strings_are_decoded() {
 fn huffman_coded(string: &[u8]) -> Vec<u8> {
     let mut bits = String::new();
     for byte in string {
-        let (code, length) = huffman_code(usize::from(*byte));
+        let (code, length) = CODES[usize::from(*byte)];
         bits.push_str(&format!("{code:0width$b}", width = usize::from(length)));
     }
     bits.push_str(&"1".repeat((8 - bits.len() % 8) % 8));
     bits.as_bytes().chunks(8).map(|byte| byte.iter().fold(0, |sum, bit| sum << 1 | (bit - b'0'))).collect()
 }
+
+static CODES: LazyLock<Vec<(u32, u8)>> = LazyLock::new(|| (0..257).map(huffman_code).collect());
 
 /// Counted from the lengths as canonical codes are: by length, then by symbol.
 fn huffman_code(symbol: usize) -> (u32, u8) {

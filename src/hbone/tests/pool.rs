@@ -42,7 +42,7 @@ fn key() -> Key {
 }
 
 impl Dialer for Net {
-    fn dial<'a>(&'a self, _key: &'a Key) -> BoxFuture<'a, io::Result<Box<dyn Io>>> {
+    fn dial<'a>(&'a self, _key: &'a Key) -> BoxFuture<'a, io::Result<Io>> {
         Box::pin(async move {
             let number = self.dials.fetch_add(1, Ordering::SeqCst);
             match self.peer {
@@ -80,7 +80,7 @@ impl Dialer for Net {
                     });
                 }
             }));
-            Ok(Box::new(near) as Box<dyn Io>)
+            Ok(Io::Other(Box::new(near)))
         })
     }
 

@@ -11,7 +11,7 @@ use crate::hbone::tests::stream;
 use crate::net::socket::SocketFactory;
 
 #[derive(Default)]
-struct Counted(AtomicUsize, AtomicUsize);
+pub(super) struct Counted(pub(super) AtomicUsize, pub(super) AtomicUsize);
 
 impl Count for Counted {
     fn client_sent(&self, bytes: usize) {
@@ -23,12 +23,12 @@ impl Count for Counted {
     }
 }
 
-async fn soon<T>(future: impl Future<Output = T>) -> T {
+pub(super) async fn soon<T>(future: impl Future<Output = T>) -> T {
     deadline(Duration::from_secs(10), &code::INTERNAL, "the event", future).await.unwrap()
 }
 
 /// The application's end and the proxy's end of a connection.
-async fn socket() -> (TcpStream, TcpStream) {
+pub(super) async fn socket() -> (TcpStream, TcpStream) {
     let sockets = SocketFactory { netns: None, mark: None, reuse_port: false, keepalive: None };
     let (listener, _) = sockets.listen(([127, 0, 0, 1], 0).into(), false).unwrap();
     let to = NextHop::new(listener.local_addr().unwrap());

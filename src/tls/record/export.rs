@@ -9,7 +9,8 @@ use super::message::Messages;
 use super::{End, Session, Suite};
 use crate::base::Result;
 
-/// All of a [`Session`]. Whoever reads it can read and forge the connection: it goes through private channels only.
+/// All of a [`Session`] but the place for the server's ticket: one that comes later is dropped, and the next connection to
+/// that server needs a full handshake. Whoever reads it can read and forge the connection: it goes through private channels only.
 #[derive(Serialize, Deserialize)]
 pub struct Exported {
     /// Which end of the handshake this was.

@@ -52,7 +52,7 @@ impl Suite {
         }
     }
 
-    fn hash_len(self) -> usize {
+    pub(super) fn hash_len(self) -> usize {
         self.hkdf().hmac_algorithm().digest_algorithm().output_len()
     }
 
@@ -156,10 +156,11 @@ impl Keys {
 
     /// Opens the body of one record in place; says how long its inner plaintext is. None: it is not authentic.
     pub(super) fn open(&mut self, header: [u8; HEADER], body: &mut [u8]) -> Option<usize> {
-        let nonce = self.nonce().ok()?;
-        let plaintext = self.key.open_in_place(nonce, Aad::from(header), body).ok()?.len();
+        let (inner, tag) = body.split_last_chunk_mut::<TAG>()?;
+        // Not `open_in_place`: it moves the plaintext onto itself, which is a third of its time.
+        self.key.open_in_place_separate_tag(self.nonce().ok()?, Aad::from(header), tag, inner).ok()?;
         self.sequence += 1;
-        Some(plaintext)
+        Some(inner.len())
     }
 
     /// RFC 8446 §5.3: the sequence number, padded on the left, XOR the initialization vector.

@@ -5,6 +5,7 @@ mod fault;
 mod keys;
 mod message;
 mod open;
+mod tickets;
 
 use rustls::{AlertDescription, SupportedCipherSuite};
 
@@ -12,6 +13,7 @@ pub use export::{Exported, ExportedKeys};
 pub(super) use keys::Secret;
 pub use keys::Suite;
 pub use open::Opened;
+pub(super) use tickets::Tickets;
 
 use crate::base::{Error, Result};
 use fault::Fault;
@@ -73,6 +75,7 @@ pub struct Session {
     /// Records without data since the last with some.
     silent: u8,
     failed: Option<Error>,
+    tickets: Option<Tickets>,
 }
 
 impl Session {
@@ -97,7 +100,18 @@ impl Session {
             peer_closed: false,
             silent: 0,
             failed: None,
+            tickets: None,
         }
+    }
+
+    /// Where the server's ticket goes.
+    pub(super) fn with_tickets(self, tickets: Option<Tickets>) -> Self {
+        Self { tickets, ..self }
+    }
+
+    /// Ends the session with a fatal alert, which [`Session::pending`] gives.
+    pub(super) fn refuse(&mut self, alert: AlertDescription) {
+        self.fail(Fault::peer(alert, "it was refused"));
     }
 
     /// What was agreed on.

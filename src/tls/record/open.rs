@@ -5,14 +5,13 @@ use std::ops::Range;
 use rustls::AlertDescription;
 
 use super::fault::{Checked, Fault};
-use super::keys::TAG;
 use super::message::Message;
 use super::{ALERT, APPLICATION_DATA, HANDSHAKE, HEADER, MAX_PLAINTEXT, MAX_RECORD, Session};
 use crate::base::{Error, Result, code};
 
 /// Records without application data between two with some: tickets, KeyUpdates, empty ones. Each costs the reader work
 /// and the sender next to nothing.
-const MAX_SILENT: u8 = 32;
+pub(super) const MAX_SILENT: u8 = 32;
 
 /// What stands at the start of the input. `consumed` bytes are done with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,9 +87,6 @@ impl Session {
             return Ok(Opened::Incomplete { needed: consumed });
         };
         let forged = || Fault::peer(AlertDescription::BadRecordMac, "a record that is not authentic");
-        if body.len() < TAG {
-            return Err(forged());
-        }
         let inner = self.read.open(header, body).ok_or_else(forged)?;
         let (content_type, length) = unpad(&body[..inner])?;
         let content = &body[..length];
@@ -121,11 +117,17 @@ impl Session {
             }
             _ => return Err(Fault::peer(AlertDescription::UnexpectedMessage, "a record of an unknown type")),
         }
-        self.silent += 1;
+        self.count()?;
+        Ok(Opened::Nothing { consumed })
+    }
+
+    /// One more thing that is no data.
+    fn count(&mut self) -> Checked<()> {
+        self.silent = self.silent.saturating_add(1);
         if self.silent > MAX_SILENT {
             return Err(Fault::peer(AlertDescription::UnexpectedMessage, "too many records without data"));
         }
-        Ok(Opened::Nothing { consumed })
+        Ok(())
     }
 
     fn on_handshake(&mut self, content: &[u8]) -> Checked<()> {
@@ -134,9 +136,17 @@ impl Session {
             return Err(Fault::peer(AlertDescription::UnexpectedMessage, "an empty handshake record"));
         }
         self.messages.add(content);
-        while let Some(message) = self.messages.next()? {
+        for number in 0.. {
+            let Some(message) = self.messages.next()? else { break };
+            // The record itself counts for the first.
+            if number > 0 {
+                self.count()?;
+            }
             match message {
-                Message::Ticket(_) => {}
+                Message::Ticket(body) => {
+                    let kept = self.tickets.take().map_or(Ok(()), |tickets| tickets.keep(&body));
+                    kept.map_err(|_| Fault::peer(AlertDescription::DecodeError, "a session ticket that cannot be read"))?;
+                }
                 Message::KeyUpdate { requested } => {
                     self.read.advance().map_err(Fault::Internal)?;
                     // RFC 8446 §4.6.3: one answer is enough for all requests that arrive before it is sent.

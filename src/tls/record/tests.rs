@@ -1,7 +1,9 @@
 //! Sessions on real sockets, with rustls or another session at the other end.
 
 mod link;
+mod rules;
 mod transfer;
+mod vectors;
 
 use std::sync::Arc;
 
@@ -13,6 +15,7 @@ use tokio::net::TcpStream;
 use super::*;
 use crate::identity::fake::scratch;
 use crate::identity::{Certificate, SpiffeId};
+use crate::tls::secured::tests::tcp;
 use crate::tls::secured::{self, Secured};
 use crate::tls::verify::{ClientOfMesh, ServerOfMesh};
 use crate::tls::{HANDSHAKE_LIMIT, workload};
@@ -41,10 +44,11 @@ impl Mesh {
         Arc::new(roots)
     }
 
-    /// A server of rustls that knows one suite.
-    fn rustls_server(&self, suite: SupportedCipherSuite) -> ServerConfig {
-        let verifier = ClientOfMesh::new(self.roots(), one(suite), self.server.id.trust_domain.clone()).unwrap();
-        let mut config = ServerConfig::builder_with_provider(one(suite))
+    /// A server of rustls.
+    fn rustls_server(&self, provider: CryptoProvider) -> ServerConfig {
+        let provider = Arc::new(provider);
+        let verifier = ClientOfMesh::new(self.roots(), provider.clone(), self.server.id.trust_domain.clone()).unwrap();
+        let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
             .with_client_cert_verifier(Arc::new(verifier))
@@ -54,10 +58,11 @@ impl Mesh {
         config
     }
 
-    /// A client of rustls that knows one suite.
-    fn rustls_client(&self, suite: SupportedCipherSuite) -> ClientConfig {
-        let verifier = ServerOfMesh::new(self.roots(), one(suite), vec![self.server.id.clone()]);
-        let mut config = ClientConfig::builder_with_provider(one(suite))
+    /// A client of rustls.
+    fn rustls_client(&self, provider: CryptoProvider) -> ClientConfig {
+        let provider = Arc::new(provider);
+        let verifier = ServerOfMesh::new(self.roots(), provider.clone(), vec![self.server.id.clone()]);
+        let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
             .dangerous()
@@ -81,19 +86,7 @@ impl Mesh {
     }
 }
 
-fn one(suite: SupportedCipherSuite) -> Arc<CryptoProvider> {
-    Arc::new(CryptoProvider { cipher_suites: vec![suite], ..(*workload::provider()).clone() })
-}
-
-/// Both ends of a TCP connection.
-fn tcp() -> (TcpStream, TcpStream) {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (far, _) = listener.accept().unwrap();
-    let [near, far] = [near, far].map(|socket| {
-        socket.set_nonblocking(true).unwrap();
-        socket.set_nodelay(true).unwrap();
-        TcpStream::from_std(socket).unwrap()
-    });
-    (near, far)
+/// Knows one suite.
+fn one(suite: SupportedCipherSuite) -> CryptoProvider {
+    CryptoProvider { cipher_suites: vec![suite], ..(*workload::provider()).clone() }
 }

@@ -75,7 +75,7 @@ fn lists(random: &mut StdRng, count: usize) -> Vec<HeaderMap> {
         list.insert("x-round", HeaderValue::from(round % 5));
         list.append("forwarded", HeaderValue::from_static("for=10.0.0.1"));
         list.append("forwarded", HeaderValue::from_str(&format!("for={round}")).unwrap());
-        if round % 3 == 0 {
+        if round.is_multiple_of(3) {
             let mut secret = HeaderValue::from_static("Basic abc");
             secret.set_sensitive(true);
             list.insert("authorization", secret);
