@@ -281,7 +281,8 @@ async fn next_record(socket: &mut TcpStream, incoming: &mut Vec<u8>, start: usiz
             return Err(io::Error::new(ErrorKind::InvalidData, "a handshake that is too long"));
         }
         incoming.reserve(READ);
-        if socket.read_buf(incoming).await? == 0 {
+        // No more than that, however much room there is: what is left over goes into one buffer of the tunnel.
+        if (&mut *socket).take(READ as u64).read_buf(incoming).await? == 0 {
             return Err(ErrorKind::UnexpectedEof.into());
         }
     }

@@ -22,7 +22,8 @@ pub(in crate::hbone) struct Client {
 }
 
 struct Opener {
-    settled: watch::Sender<bool>,
+    /// `None` when the tunnel is over.
+    settled: Option<watch::Sender<bool>>,
 }
 
 impl Owner for Opener {
@@ -32,7 +33,13 @@ impl Owner for Opener {
     }
 
     fn settled(&mut self) {
-        self.settled.send_replace(true);
+        if let Some(settled) = &self.settled {
+            settled.send_replace(true);
+        }
+    }
+
+    fn ended(&mut self) {
+        self.settled = None;
     }
 }
 
@@ -43,7 +50,7 @@ impl Client {
         let connection = Connection::new(Role::Client, settings.local());
         let (sender, settled) = watch::channel(false);
         let shared = Shared::new(connection.peer_limit());
-        let engine = Engine::new(secured, connection, settings, shared.clone(), Opener { settled: sender });
+        let engine = Engine::new(secured, connection, settings, shared.clone(), Opener { settled: Some(sender) });
         tokio::spawn(engine.run(cut.cancelled_owned()));
         Self { shared, settled }
     }

@@ -118,6 +118,8 @@ trait Owner: Send + 'static {
     fn asked(&mut self, of: Of, head: Head, gone: oneshot::Receiver<Error>, shared: &Arc<Shared>);
     /// The peer's limits are known.
     fn settled(&mut self);
+    /// The tunnel is over; parting from the peer may still take a while.
+    fn ended(&mut self);
 }
 
 /// The state of one tunnel.
@@ -323,6 +325,14 @@ impl<O: Owner> Engine<O> {
             return carried.give_back(Error::new(&code::DRAINED, "the tunnel takes no more requests for now"));
         };
         let number = self.settle_in(slot, State::Carried(Box::new(Carried::new(app, false, done))));
+        // Answered ones are dropped when they come to the front, or when there are many.
+        if self.waiting.len() > 2 * self.places.len() + 64 {
+            let places = &self.places;
+            self.waiting.retain(|(slot, number, _)| {
+                let place = places.get(*slot as usize).and_then(Option::as_ref);
+                place.is_some_and(|place| place.number == *number && matches!(&place.state, State::Carried(carried) if !carried.answered))
+            });
+        }
         self.waiting.push_back((slot.0, number, Instant::now() + self.answer_limit));
         self.readable.come(slot.0, true);
     }
@@ -473,6 +483,7 @@ impl<O: Owner> Engine<O> {
     fn end(&mut self, reason: Over) {
         let orderly = reason.is_none();
         self.shared.link.end(reason);
+        self.owner.ended();
         self.shared.limits.lock().usable = false;
         let late = self.shared.commands.lock().take();
         let error = self.shared.reason();

@@ -28,20 +28,25 @@ pub(in crate::hbone) struct Arrival {
 }
 
 struct Acceptor {
-    /// `None` when nobody takes requests any more.
-    sender: mpsc::Sender<Arrival>,
+    /// `None` when the tunnel is over.
+    sender: Option<mpsc::Sender<Arrival>>,
 }
 
 impl Owner for Acceptor {
     fn asked(&mut self, of: Of, head: Head, gone: oneshot::Receiver<Error>, shared: &Arc<Shared>) {
         let arrival = Arrival { head, of, shared: shared.clone(), gone: Some(gone) };
+        let Some(sender) = &self.sender else { return arrival.reject() };
         // The queue holds as many as the peer may have open; one that still overflows it is refused.
-        if let Err(mpsc::error::TrySendError::Full(arrival) | mpsc::error::TrySendError::Closed(arrival)) = self.sender.try_send(arrival) {
+        if let Err(mpsc::error::TrySendError::Full(arrival) | mpsc::error::TrySendError::Closed(arrival)) = sender.try_send(arrival) {
             arrival.reject();
         }
     }
 
     fn settled(&mut self) {}
+
+    fn ended(&mut self) {
+        self.sender = None;
+    }
 }
 
 impl Host {
@@ -50,7 +55,7 @@ impl Host {
         let connection = Connection::new(Role::Server, settings.local());
         let (sender, incoming) = mpsc::channel((settings.max_streams as usize).max(1));
         let shared = Shared::new(0);
-        let engine = Engine::new(secured, connection, settings, shared.clone(), Acceptor { sender });
+        let engine = Engine::new(secured, connection, settings, shared.clone(), Acceptor { sender: Some(sender) });
         let cut = CancellationToken::new();
         tokio::spawn(engine.run(cut.clone().cancelled_owned()));
         Self { incoming, shared, _cut: cut.drop_guard() }
