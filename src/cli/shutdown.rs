@@ -11,10 +11,10 @@ use crate::base::{Error, Result, code};
 use crate::net::memory;
 
 /// How often a role looks whether it has been idle.
-const REST: Duration = Duration::from_secs(20);
+const REST: Duration = Duration::from_secs(10);
 
 /// It has, when it took less processor time than this since the last look.
-const IDLE: Duration = Duration::from_millis(200);
+const IDLE: Duration = Duration::from_millis(100);
 
 /// The signals that end a process.
 pub(super) struct Signals {
@@ -62,8 +62,8 @@ async fn rest() -> std::convert::Infallible {
         let now = used();
         if now.saturating_sub(before) < IDLE {
             memory::release_heap();
-            if let Err(error) = memory::release_text() {
-                tracing::debug!(%error, "the program's text stays in memory");
+            if let Err(error) = memory::release_program() {
+                tracing::debug!(%error, "the program's pages stay in memory");
             }
         }
         before = now;

@@ -3,47 +3,59 @@
 use std::ffi::c_void;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::ptr::NonNull;
 
 use nix::sys::mman::{MmapAdvise, madvise};
 
-/// Unmaps the pages of the program's own text; tells how many bytes it covers.
+/// Unmaps the pages of the program's own file, its text and constants; tells how many bytes they cover.
 ///
 /// What only the start needed does not come back; what is needed does, a page fault for every 64 KiB, from the page
 /// cache. Half of the resident set of a proxy that has just started is text that is not executed again.
 ///
 /// # Errors
-/// As `/proc/self/maps` and madvise(2) say. A program that cannot be found in the maps is no error.
-pub fn release_text() -> io::Result<usize> {
+/// As `/proc/self/smaps` and madvise(2) say. A program that cannot be found there is no error.
+pub fn release_program() -> io::Result<usize> {
     let program = fs::read_link("/proc/self/exe")?;
-    let maps = fs::read("/proc/self/maps")?;
+    let maps = fs::read_to_string("/proc/self/smaps")?;
     let mut released = 0;
-    for line in maps.split(|byte| *byte == b'\n') {
-        if let Some((start, length)) = text(line, program.as_os_str().as_bytes()) {
-            release(start, length)?;
-            released += length;
-        }
+    for (start, length) in unwritten(&maps, &program.to_string_lossy()) {
+        release(start, length)?;
+        released += length;
     }
     Ok(released)
 }
 
-/// Where a line of the maps says that text of `program` is: address and length.
-fn text(line: &[u8], program: &[u8]) -> Option<(NonNull<c_void>, usize)> {
-    let head = line.strip_suffix(program)?.strip_suffix(b" ")?;
-    let mut fields = std::str::from_utf8(head).ok()?.split_ascii_whitespace();
+/// The mappings of `program` (address, length) that cannot be written and hold no page that ever was: relocated data is
+/// written once, at the start, and then protected.
+fn unwritten<'a>(smaps: &'a str, program: &'a str) -> impl Iterator<Item = (NonNull<c_void>, usize)> + 'a {
+    let mut mapping = None;
+    smaps.lines().filter_map(move |line| {
+        if let Some(head) = line.strip_suffix(program) {
+            mapping = of_file(head);
+        } else if let Some(written) = line.strip_prefix("Anonymous:") {
+            return mapping.take().filter(|_| written.trim() == "0 kB");
+        } else if !line.split(' ').next().is_some_and(|field| field.ends_with(':')) {
+            // The head of another mapping.
+            mapping = None;
+        }
+        None
+    })
+}
+
+/// Address and length, from the head of a mapping that nobody may write, without the file's name.
+fn of_file(head: &str) -> Option<(NonNull<c_void>, usize)> {
+    let mut fields = head.strip_suffix(' ')?.split_ascii_whitespace();
     let (start, end) = fields.next()?.split_once('-')?;
     let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
-    // Never written: a page of it can only be what the file has.
-    (fields.next()? == "r-xp").then_some(())?;
+    matches!(fields.next()?, "r-xp" | "r--p").then_some(())?;
     let address = NonNull::new(std::ptr::with_exposed_provenance_mut(start))?;
     Some((address, end.checked_sub(start)?))
 }
 
 #[expect(unsafe_code, reason = "madvise can take away what is in memory")]
 fn release(start: NonNull<c_void>, length: usize) -> io::Result<()> {
-    // SAFETY: the range is one mapping of the program's file without the right to write, so its pages hold what the file
-    // holds, and the next access reads them again.
+    // SAFETY: the range is one mapping of the program's file, without the right to write and without a page that was ever
+    // written, so its pages hold what the file holds, and the next access reads them again.
     Ok(unsafe { madvise(start, length, MmapAdvise::MADV_DONTNEED) }?)
 }
 
@@ -62,22 +74,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_text_of_the_program_is_released() {
-        let line = |text: &str| super::text(text.as_bytes(), b"/warren").map(|(start, length)| (start.as_ptr() as usize, length));
-        let is = |text| line(text) == Some((0x40_0000, 0x1000));
-        assert!(is("00400000-00401000 r-xp 00001000 fe:00 77 /warren"));
-        assert!(is("00400000-00401000 r-xp 00001000 fe:00 77                         /warren"));
-        assert!(!is("00400000-00401000 r--p 00001000 fe:00 77 /warren"), "may have been written before it was protected");
-        assert!(!is("00400000-00401000 rwxp 00001000 fe:00 77 /warren"));
-        assert!(!is("00400000-00401000 r-xp 00001000 fe:00 77 /lib/warren"));
-        assert!(!is("00400000-00401000 r-xp 00000000 00:00 0 [vdso]"));
-        assert!(!is(""));
+    fn only_what_the_file_holds_is_released() {
+        let mapping = |head: &str, written: &str| format!("{head}\nSize:   4 kB\nAnonymous:   {written} kB\nVmFlags: rd ex\n");
+        let found = |smaps: &str| unwritten(smaps, "/warren").map(|(start, length)| (start.as_ptr() as usize, length)).collect::<Vec<_>>();
+        let all = [
+            mapping("00400000-00401000 r-xp 00001000 fe:00 77 /warren", "0"),
+            mapping("00500000-00502000 r--p 00002000 fe:00 77                         /warren", "0"),
+            mapping("00600000-00601000 r--p 00003000 fe:00 77 /warren", "4"),
+            mapping("00700000-00701000 rw-p 00003000 fe:00 77 /warren", "0"),
+            mapping("00800000-00801000 r-xp 00000000 fe:00 77 /lib/warren", "0"),
+            mapping("00900000-00901000 r-xp 00000000 00:00 0 [vdso]", "0"),
+            mapping("00a00000-00a01000 r-xp 00000000 00:00 0", "0"),
+        ];
+        assert_eq!(found(&all.concat()), [(0x40_0000, 0x1000), (0x50_0000, 0x2000)]);
+        assert_eq!(found(""), []);
     }
 
     #[test]
     fn the_program_goes_on() {
-        assert!(release_text().expect("released") > 0);
+        assert!(release_program().expect("released") > 0);
         release_heap();
-        assert!(release_text().expect("released again") > 0);
+        assert!(release_program().expect("released again") > 0);
     }
 }
