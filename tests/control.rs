@@ -128,7 +128,7 @@ impl Plane {
         let connect = tower::service_fn(move |_| {
             let (connector, name) = (connector.clone(), name.clone());
             async move {
-                let sockets = SocketFactory { netns: None, mark: None, reuse_port: false, keepalive: None };
+                let sockets = SocketFactory::default();
                 let tcp = sockets.connect(NextHop::new(address), None).await?;
                 Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, tcp).await?))
             }
@@ -149,7 +149,7 @@ impl Plane {
 
     async fn page(&self, path: &str) -> String {
         use tokio::io::AsyncWriteExt;
-        let sockets = SocketFactory { netns: None, mark: None, reuse_port: false, keepalive: None };
+        let sockets = SocketFactory::default();
         let mut tcp = sockets.connect(NextHop::new(self.health), None).await.unwrap();
         tcp.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await.unwrap();
         let mut text = String::new();

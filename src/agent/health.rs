@@ -29,7 +29,7 @@ struct Pages {
 /// # Errors
 /// The address is taken, or not of this host.
 pub fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let factory = SocketFactory { netns: None, mark: None, reuse_port: false, keepalive: None };
+    let factory = SocketFactory::default();
     let listener = factory.listen(address, false);
     let failed = |error| Error::caused(&code::BIND_FAILED, format!("listen on {address}"), error);
     listener.map(|(listener, _)| listener).map_err(failed)

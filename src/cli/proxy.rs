@@ -169,7 +169,7 @@ fn serve_http(
     readiness: &Arc<Readiness>,
     drain: &drain::Watch,
 ) -> Result<()> {
-    let sockets = SocketFactory { netns: None, mark: None, reuse_port: true, keepalive: None };
+    let sockets = SocketFactory { reuse_port: true, ..SocketFactory::default() };
     let listen = |addr: std::net::SocketAddr, what: &str| {
         let listened = sockets.listen(addr, false);
         listened.map(|(listener, _)| listener).map_err(|error| Error::caused(&code::BIND_FAILED, format!("{what} on {addr}"), error))

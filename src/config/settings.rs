@@ -123,6 +123,17 @@ pub struct Sockets {
     pub ipv6: bool,
     /// TCP keepalive.
     pub keepalive: Option<Keepalive>,
+    /// Congestion control.
+    pub congestion: CongestionControl,
+}
+
+/// Who chooses the congestion control of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CongestionControl {
+    /// The node; but on short ways not one that paces.
+    Auto,
+    /// The node.
+    System,
 }
 
 /// What frames the bytes of a tunnel.
@@ -321,6 +332,11 @@ fn sockets(vars: &Env) -> Result<Sockets> {
         },
         ipv6: vars.parse(&env::IPV6_ENABLED, true)?,
         keepalive,
+        congestion: match vars.some(&env::CONGESTION_CONTROL) {
+            None | Some("auto") => CongestionControl::Auto,
+            Some("system") => CongestionControl::System,
+            Some(other) => return Err(env::invalid(&env::CONGESTION_CONTROL, other, "auto or system")),
+        },
     })
 }
 

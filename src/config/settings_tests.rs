@@ -52,6 +52,7 @@ fn unusable_values_are_named() {
         ("HTTP2_FRAME_SIZE", "100"),
         ("HBONE_ENGINE", "hyper"),
         ("HTTP2_STREAM_WINDOW_SIZE", "4294967295"),
+        ("CONGESTION_CONTROL", "bbr"),
         ("SECRET_TTL", "soon"),
         ("PROXY_MODE", "dedicated"),
         ("LOG_FORMAT", "xml"),

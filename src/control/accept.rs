@@ -72,7 +72,6 @@ pub(super) async fn accept(
 }
 
 async fn handshake(stream: TcpStream, tls: &ServerTls) -> Result<TlsStream<TcpStream>> {
-    sockets().tune(&stream);
     let acceptor = TlsAcceptor::from(tls.config()?);
     deadline(HANDSHAKE_LIMIT, &code::TLS_TIMEOUT, "TLS handshake", acceptor.accept(stream))
         .await?
@@ -91,7 +90,7 @@ pub(super) fn listen(address: SocketAddr) -> Result<TcpListener> {
 
 fn sockets() -> SocketFactory {
     let keepalive = Keepalive { idle: Duration::from_secs(60), interval: Duration::from_secs(15), retries: 4, user_timeout: true };
-    SocketFactory { netns: None, mark: None, reuse_port: false, keepalive: Some(keepalive) }
+    SocketFactory { keepalive: Some(keepalive), ..SocketFactory::default() }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::NetNs;
+use super::congestion::Congestion;
 use crate::base::addr::{ClientAddr, NextHop, OrigDst};
 
 /// The mark of every socket that the proxy opens in a pod; redirection leaves packets with it alone.
@@ -34,8 +35,8 @@ pub struct Keepalive {
     pub user_timeout: bool,
 }
 
-/// How sockets of one pod are made.
-#[derive(Clone, Debug)]
+/// How sockets of one pod are made. By default: in the process's own network namespace, nothing special.
+#[derive(Clone, Debug, Default)]
 pub struct SocketFactory {
     /// The pod's namespace; `None` is the process's own.
     pub netns: Option<NetNs>,
@@ -45,6 +46,8 @@ pub struct SocketFactory {
     pub reuse_port: bool,
     /// Keepalive of connections; `None` is the kernel's default (off).
     pub keepalive: Option<Keepalive>,
+    /// Congestion control, where it is not the node's choice.
+    pub congestion: Option<Congestion>,
 }
 
 impl SocketFactory {
@@ -64,6 +67,8 @@ impl SocketFactory {
                 socket.set_reuse_port(true)?;
             }
             let transparent = transparent && set_transparent(&socket, addr.ip()).is_ok();
+            // What it accepts inherits all of this.
+            self.prepare(&socket);
             socket.bind(&addr.into())?;
             socket.listen(BACKLOG)?;
             Ok((socket, transparent))
@@ -87,24 +92,30 @@ impl SocketFactory {
             {
                 spoof(&socket, source)?;
             }
+            self.prepare(&socket);
             Ok(socket)
         })?;
         let stream = TcpSocket::from_std_stream(socket.into()).connect(to).await?;
-        self.tune(&stream);
+        self.settle(&stream);
         Ok(stream)
     }
 
-    /// Sets what a connection gets: no delay, keepalive. A failure costs latency, not the connection.
-    pub fn tune(&self, stream: &TcpStream) {
-        if let Err(error) = self.try_tune(stream) {
-            tracing::debug!(%error, "socket options not set");
-        }
+    /// Sets what is only known of a connection that stands. For those that a listener has accepted; `connect` does it itself.
+    pub fn settle(&self, stream: &TcpStream) {
+        note(self.congestion.as_ref().map_or(Ok(()), |congestion| congestion.settle(stream)));
     }
 
-    fn try_tune(&self, stream: &TcpStream) -> io::Result<()> {
-        stream.set_nodelay(true)?;
+    /// Sets what a connection gets: no delay, keepalive, congestion control.
+    fn prepare(&self, socket: &Socket) {
+        note(self.try_prepare(socket));
+    }
+
+    fn try_prepare(&self, socket: &Socket) -> io::Result<()> {
+        socket.set_tcp_nodelay(true)?;
+        if let Some(congestion) = &self.congestion {
+            congestion.for_short_way(socket)?;
+        }
         if let Some(keepalive) = self.keepalive {
-            let socket = SockRef::from(stream);
             let parameters =
                 TcpKeepalive::new().with_time(keepalive.idle).with_interval(keepalive.interval).with_retries(keepalive.retries);
             socket.set_tcp_keepalive(&parameters)?;
@@ -127,6 +138,13 @@ impl SocketFactory {
             Some(mark) => socket.set_mark(mark),
             None => Ok(()),
         }
+    }
+}
+
+/// A connection without an option is slower, but works.
+fn note(set: io::Result<()>) {
+    if let Err(error) = set {
+        tracing::debug!(%error, "socket options not set");
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) async fn serve(pod: Arc<Pod>, socket: TcpStream, drain: Watch) {
     let _held = pod.shared.metrics.socket("destination");
     let (Ok(peer), Ok(local)) = (socket::client(&socket), socket.local_addr()) else { return };
     let local = NextHop::new(local);
-    pod.sockets.tune(&socket);
+    pod.sockets.settle(&socket);
     if let Err(error) = tunnel(&pod, socket, peer, local, drain).await {
         refuse(&pod.shared.metrics, Direction::Inbound, peer.addr(), local.addr(), &error);
     }

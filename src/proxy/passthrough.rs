@@ -20,7 +20,7 @@ use crate::telemetry::tcp::{Connection, Direction, Facts, refuse};
 pub(super) async fn serve(pod: Arc<Pod>, client_side: TcpStream) {
     let _held = pod.shared.metrics.socket("destination");
     let (Ok(client), Ok(original)) = (socket::client(&client_side), socket::original_destination(&client_side)) else { return };
-    pod.sockets.tune(&client_side);
+    pod.sockets.settle(&client_side);
     match admit(&pod, original).await {
         Ok((workload, _place)) => carry(&pod, client_side, client, original, &workload).await,
         Err(error) => {

@@ -19,11 +19,12 @@ use super::{CONNECT_LIMIT, HBONE_PORT, LOCAL_LIMIT, OUTBOUND_PORT, PASSTHROUGH_P
 use crate::base::addr::NextHop;
 use crate::base::{Error, Result, code, drain};
 use crate::config::Settings;
-use crate::config::settings::{Engine, OriginalSource};
+use crate::config::settings::{CongestionControl, Engine, OriginalSource};
 use crate::hbone;
 use crate::identity::{Certificate, CertificateStore, SpiffeId};
 use crate::mesh::{LocalWorkload, MeshStore, Protocol, Workload};
 use crate::net::NetNs;
+use crate::net::congestion::Congestion;
 use crate::net::socket::{self, SocketFactory};
 use crate::policy::{self, Verdict};
 use crate::telemetry::Metrics;
@@ -240,8 +241,12 @@ impl Pods {
             service_account: info.service_account.as_str().into(),
         };
         let settings = &self.shared.settings.sockets;
-        let sockets =
-            SocketFactory { netns: Some(netns), mark: Some(settings.mark), reuse_port: settings.reuse_port, keepalive: settings.keepalive };
+        let congestion = match settings.congestion {
+            CongestionControl::Auto => netns.run(Congestion::replaced).ok().flatten(),
+            CongestionControl::System => None,
+        };
+        let (mark, reuse_port, keepalive) = (Some(settings.mark), settings.reuse_port, settings.keepalive);
+        let sockets = SocketFactory { netns: Some(netns), mark, reuse_port, keepalive, congestion };
         // Sockets belong to the runtime that carries connections, not to the one that talks to the agent.
         let workers = &self.shared.workers;
         let home = workers.home();

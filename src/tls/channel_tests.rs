@@ -41,7 +41,7 @@ async fn server() -> (SocketAddr, String, Arc<Seen>) {
         .unwrap();
     config.alpn_protocols = vec![b"h2".to_vec()];
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    let sockets = SocketFactory { netns: None, mark: None, reuse_port: false, keepalive: None };
+    let sockets = SocketFactory::default();
     let (listener, _) = sockets.listen("127.0.0.1:0".parse().unwrap(), false).unwrap();
     let address = listener.local_addr().unwrap();
     let seen = Arc::new(Seen::default());

@@ -74,7 +74,7 @@ impl Target {
     }
 
     async fn tcp(&self) -> Result<TcpStream> {
-        let sockets = SocketFactory { netns: None, mark: None, reuse_port: false, keepalive: Some(KEEPALIVE) };
+        let sockets = SocketFactory { keepalive: Some(KEEPALIVE), ..SocketFactory::default() };
         let place = format!("{}:{}", self.host, self.port);
         let host = self.host.trim_start_matches('[').trim_end_matches(']');
         let lookup = tokio::net::lookup_host((host, self.port));

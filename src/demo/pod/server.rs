@@ -33,7 +33,7 @@ pub async fn serve(ip: IpAddr) -> Result<()> {
 }
 
 pub(super) fn listen(ip: IpAddr, port: u16) -> Result<TcpListener> {
-    let plain = SocketFactory { netns: None, mark: None, reuse_port: false, keepalive: None };
+    let plain = SocketFactory::default();
     let bound = plain.listen((ip, port).into(), false);
     bound.map(|(listener, _)| listener).map_err(|error| Error::caused(&code::BIND_FAILED, format!("port {port}"), error))
 }

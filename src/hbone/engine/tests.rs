@@ -42,7 +42,7 @@ impl Count for Bytes2 {
 }
 
 async fn sockets() -> (TcpStream, TcpStream) {
-    let factory = SocketFactory { netns: None, mark: None, reuse_port: false, keepalive: None };
+    let factory = SocketFactory::default();
     let (listener, _) = factory.listen("127.0.0.1:0".parse().unwrap(), false).unwrap();
     let near = factory.connect(NextHop::new(listener.local_addr().unwrap()), None).await.unwrap();
     (near, listener.accept().await.unwrap().0)

@@ -131,7 +131,7 @@ async fn a_slow_reader_holds_one_window_and_others_go_on() {
 /// Over real sockets: a close with unread bytes makes the kernel send a reset, which destroys what is on its way.
 #[tokio::test]
 async fn an_upload_survives_the_end_of_its_tunnel() {
-    let sockets = crate::net::socket::SocketFactory { netns: None, mark: None, reuse_port: false, keepalive: None };
+    let sockets = crate::net::socket::SocketFactory::default();
     let (listener, _) = sockets.listen("127.0.0.1:0".parse().unwrap(), false).unwrap();
     let address = crate::base::addr::NextHop::new(listener.local_addr().unwrap());
     for _ in 0..20 {

@@ -29,7 +29,7 @@ pub(super) async fn soon<T>(future: impl Future<Output = T>) -> T {
 
 /// The application's end and the proxy's end of a connection.
 pub(super) async fn socket() -> (TcpStream, TcpStream) {
-    let sockets = SocketFactory { netns: None, mark: None, reuse_port: false, keepalive: None };
+    let sockets = SocketFactory::default();
     let (listener, _) = sockets.listen(([127, 0, 0, 1], 0).into(), false).unwrap();
     let to = NextHop::new(listener.local_addr().unwrap());
     let (near, far) = tokio::join!(sockets.connect(to, None), listener.accept());

@@ -149,7 +149,7 @@ impl Stream {
 }
 
 fn sockets() -> SocketFactory {
-    SocketFactory { netns: None, mark: None, reuse_port: false, keepalive: None }
+    SocketFactory::default()
 }
 
 async fn front(listener: TcpListener, acceptor: TlsAcceptor, behind: SocketAddr) {
