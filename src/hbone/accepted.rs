@@ -110,7 +110,7 @@ impl Carrying {
     pub async fn over(self) -> Result<()> {
         match self.0.await {
             Outcome::Done(result) => result,
-            Outcome::Again(app, error) => {
+            Outcome::Again(app, _, error) => {
                 app.reset();
                 Err(error)
             }

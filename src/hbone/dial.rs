@@ -8,6 +8,7 @@ use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
+use super::Request;
 use crate::base::{Error, Result, code};
 use crate::identity::{Certificate, SpiffeId};
 
@@ -22,6 +23,14 @@ pub struct Key {
     pub addr: SocketAddr,
     /// The address to connect from, if that matters.
     pub source_ip: Option<IpAddr>,
+}
+
+/// What is asked of a peer for an application.
+pub struct Wanted {
+    /// What the tunnel must be.
+    pub key: Key,
+    /// What is said on it.
+    pub request: Request,
 }
 
 /// A connection to a peer.

@@ -25,7 +25,7 @@ pub(crate) mod tests;
 mod tunnel;
 
 pub use accepted::{Accepted, Answered, Asked, Carrying};
-pub use dial::{Dialer, Duplex, Io, Key};
+pub use dial::{Dialer, Duplex, Io, Key, Wanted};
 pub use engine::{App, Count, Side};
 pub use pool::{Counters, Opened, Pool, PoolSettings, TunnelFacts};
 pub use server::{Incoming, Server};

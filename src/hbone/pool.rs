@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::client::{self, OpenError};
-use super::dial::{Dialer, Key, unreachable};
+use super::dial::{Dialer, Key, Wanted, unreachable};
 use super::engine::{App, Carrying, Client, Outcome};
 use super::tunnel::{Connection, Gauges, Lease, Tunnel};
 use super::{Engine, Io, Request, Settings, Stream};
@@ -161,19 +161,19 @@ impl Pool {
     /// # Errors
     /// The peer cannot be reached, is not who it should be, refuses the request or does not answer it; or the connection
     /// broke. A request that the peer did not touch is repeated once on another tunnel before.
-    pub async fn carry(&self, wanted: Box<(Key, Request)>, mut app: App) -> Result<()> {
+    pub async fn carry(&self, mut wanted: Box<Wanted>, mut app: App) -> Result<()> {
         let mut avoid = None;
         loop {
             // On the heap and gone while the connection lasts: most of its state is of a dial.
-            let (lease, carrying) = Box::pin(self.hand_over(&wanted, app, avoid)).await?;
+            let (lease, carrying) = Box::pin(self.hand_over(wanted, app, avoid)).await?;
             match carrying.await {
                 Outcome::Done(result) => return result,
-                Outcome::Again(again, error) if avoid.is_none() => {
+                Outcome::Again(again, what, error) if avoid.is_none() => {
                     tracing::debug!(%error, tunnel = lease.tunnel.id, "request repeated on another tunnel");
                     avoid = Some(lease.tunnel.id);
-                    app = again;
+                    (app, wanted) = (again, what);
                 }
-                Outcome::Again(app, error) => {
+                Outcome::Again(app, _, error) => {
                     app.reset();
                     return Err(error);
                 }
@@ -181,9 +181,8 @@ impl Pool {
         }
     }
 
-    async fn hand_over(&self, wanted: &(Key, Request), app: App, avoid: Option<u64>) -> Result<(Lease, Carrying)> {
-        let (key, request) = wanted;
-        let lease = match self.shared.place(key, avoid).await {
+    async fn hand_over(&self, wanted: Box<Wanted>, app: App, avoid: Option<u64>) -> Result<(Lease, Carrying)> {
+        let lease = match self.shared.place(&wanted.key, avoid).await {
             Ok((lease, _)) => lease,
             Err(error) => {
                 app.reset();
@@ -194,7 +193,7 @@ impl Pool {
             app.reset();
             return Err(Error::internal("carrying needs an engine of our own"));
         };
-        let carrying = client.carry(request.clone(), app);
+        let carrying = client.carry(wanted, app);
         Ok((lease, carrying))
     }
 

@@ -117,8 +117,9 @@ mod tests {
     #[tokio::test]
     async fn a_long_way_gets_what_the_node_has() {
         let congestion = Congestion { node: "reno".into(), short: "reno" };
-        let (listener, _) = SocketFactory::default().listen((Ipv4Addr::LOCALHOST, 0).into(), false).expect("listener");
-        let client = TcpStream::connect(listener.local_addr().expect("address")).await.expect("connected");
+        let sockets = SocketFactory::default();
+        let (listener, _) = sockets.listen((Ipv4Addr::LOCALHOST, 0).into(), false).expect("listener");
+        let client = sockets.connect(NextHop::new(listener.local_addr().expect("address")), None).await.expect("connected");
         let before = of(&client);
         congestion.choose(&client, SHORT).expect("nothing to do");
         assert_eq!(of(&client), before);

@@ -22,7 +22,7 @@ use crate::hbone::{Accepted, Answered, App, Asked, Side};
 use crate::identity::SpiffeId;
 use crate::mesh::{ApplicationProtocol, Mesh, NetworkAddress, Service, Workload};
 use crate::net::socket;
-use crate::telemetry::tcp::{Connection, Direction, Facts, refuse};
+use crate::telemetry::tcp::{Connection, Direction, Ends, Parties, refuse};
 
 /// Serves one tunnel from accept to end.
 pub(super) async fn serve(pod: Arc<Pod>, socket: TcpStream, drain: Watch) {
@@ -224,17 +224,16 @@ async fn connect(pod: &Arc<Pod>, tunnel: &Tunnel, incoming: Asked, admitted: Adm
     let own_id = admitted.workload.identity().ok();
     let mut source_party = party(source.map(Arc::as_ref), Some(&tunnel.identity));
     source_party.namespace.get_or_insert_with(|| tunnel.identity.namespace.clone());
-    let facts = Facts {
+    let parties = Parties {
         direction: Direction::Inbound,
         source: source_party,
         destination: party(Some(&admitted.workload), own_id.as_ref()),
         service: admitted.service.as_deref().map(service_name),
-        source_addr: tunnel.peer.addr(),
-        destination_addr: tunnel.local.addr(),
-        hbone_target: Some(incoming.authority.clone()),
         mutual_tls: true,
     };
-    let connection = Arc::new(Connection::open(&pod.shared.metrics, &pod.series, facts));
+    let hbone_target = Some(incoming.authority.as_str().into());
+    let ends = Ends { source: tunnel.peer.addr(), destination: tunnel.local.addr(), hbone_target };
+    let connection = Arc::new(Connection::open(&pod.shared.metrics, &pod.series, parties, ends));
     let subject = Subject { source: tunnel.peer.addr(), destination: admitted.application.addr(), identity: Some(tunnel.identity.clone()) };
     let mut guard = pod.connections.inbound(subject.clone(), admitted.forwarded.clone(), true);
     let result = match pod.permit(&subject) {

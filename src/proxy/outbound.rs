@@ -9,7 +9,7 @@ use super::dial::{To, dial};
 use super::parties::{party, service_name};
 use super::pod::Pod;
 use super::relay;
-use super::track::{Entry, OutboundGuard};
+use super::track::OutboundGuard;
 use super::{HBONE_PORT, headers, is_own_port};
 use crate::base::addr::{ClientAddr, NextHop, OrigDst};
 use crate::base::{Error, Result, code};
@@ -19,7 +19,7 @@ use crate::identity::SpiffeId;
 use crate::mesh::resolve::{self, Route};
 use crate::mesh::{Owner, Protocol, Service, Workload};
 use crate::net::socket;
-use crate::telemetry::tcp::{Connection, Direction, Facts, refuse};
+use crate::telemetry::tcp::{Connection, Direction, Ends, Parties, refuse};
 
 /// Serves one captured connection from accept to end.
 pub(super) async fn serve(pod: Arc<Pod>, app: TcpStream, worker: usize) {
@@ -102,39 +102,32 @@ struct Begun {
 /// The first steps of a connection that lasts.
 enum Way {
     Plain(NextHop),
-    Tunnel(Box<(hbone::Key, hbone::Request)>),
+    Tunnel(Box<hbone::Wanted>),
 }
 
 fn begin(pod: &Pod, client: ClientAddr, original: OrigDst, plan: Plan) -> Begun {
-    let (hbone_target, destination_id, protocol) = match &plan.via {
-        Via::Plain => (None, None, "TCP"),
-        Via::Tunnel { authority, destinations } => (Some(authority.clone()), destinations.first(), "HBONE"),
+    let (hbone_target, destination_id) = match &plan.via {
+        Via::Plain => (None, None),
+        Via::Tunnel { authority, destinations } => (Some(authority.as_str().into()), destinations.first()),
     };
     let tunnelled = hbone_target.is_some();
-    let listed = pod.connections.outbound(Entry {
-        src: client.addr(),
-        original_dst: Some(original.to_string()),
-        actual_dst: plan.hop.addr(),
-        protocol,
-    });
-    let facts = Facts {
+    let parties = Parties {
         direction: Direction::Outbound,
         source: party(Some(&plan.source), tunnelled.then_some(&plan.identity)),
         destination: party(plan.destination.as_deref(), destination_id),
         service: plan.service.as_deref().map(service_name),
-        source_addr: client.addr(),
-        destination_addr: plan.hop.addr(),
-        hbone_target,
         mutual_tls: tunnelled,
     };
-    let connection = Arc::new(Connection::open(&pod.shared.metrics, &pod.series, facts));
+    let ends = Ends { source: client.addr(), destination: plan.hop.addr(), hbone_target };
+    let connection = Arc::new(Connection::open(&pod.shared.metrics, &pod.series, parties, ends));
+    let listed = pod.connections.outbound(original, connection.clone());
     let way = match plan.via {
         Via::Plain => Way::Plain(plan.hop),
         Via::Tunnel { authority, destinations } => {
             let service_host = plan.service.as_ref().map(|service| &*service.hostname);
             let headers = headers::request(&plan.source, client.addr(), service_host, pod.shared.settings.baggage);
             let key = hbone::Key { source: plan.identity, destinations, addr: plan.hop.addr(), source_ip: Some(client.ip()) };
-            Way::Tunnel(Box::new((key, hbone::Request { authority, headers })))
+            Way::Tunnel(Box::new(hbone::Wanted { key, request: hbone::Request { authority, headers } }))
         }
     };
     Begun { way, connection, _listed: listed }
@@ -165,7 +158,7 @@ async fn tunnel(
     pod: &Pod,
     app: TcpStream,
     worker: usize,
-    (key, request): (hbone::Key, hbone::Request),
+    hbone::Wanted { key, request }: hbone::Wanted,
     connection: &Connection,
 ) -> Result<()> {
     let carried = async {

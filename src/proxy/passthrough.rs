@@ -14,7 +14,7 @@ use crate::base::addr::{ClientAddr, NextHop, OrigDst};
 use crate::base::{Error, Result, code};
 use crate::mesh::{NetworkAddress, Workload};
 use crate::net::socket;
-use crate::telemetry::tcp::{Connection, Direction, Facts, refuse};
+use crate::telemetry::tcp::{Connection, Direction, Ends, Parties, refuse};
 
 /// Serves one captured connection from accept to end.
 pub(super) async fn serve(pod: Arc<Pod>, client_side: TcpStream) {
@@ -42,17 +42,15 @@ async fn carry(pod: &Arc<Pod>, client_side: TcpStream, client: ClientAddr, origi
     let mesh = pod.shared.mesh.snapshot();
     let source = mesh.workload_at(&NetworkAddress::new(pod.shared.settings.network.clone(), client.ip()));
     let destination_id = workload.identity().ok();
-    let facts = Facts {
+    let parties = Parties {
         direction: Direction::Inbound,
         source: party(source.map(Arc::as_ref), None),
         destination: party(Some(workload), destination_id.as_ref()),
         service: None,
-        source_addr: client.addr(),
-        destination_addr: original.addr(),
-        hbone_target: None,
         mutual_tls: false,
     };
-    let connection = Connection::open(&pod.shared.metrics, &pod.series, facts);
+    let ends = Ends { source: client.addr(), destination: original.addr(), hbone_target: None };
+    let connection = Connection::open(&pod.shared.metrics, &pod.series, parties, ends);
     let subject = Subject { source: client.addr(), destination: original.addr(), identity: None };
     let mut guard = pod.connections.inbound(subject.clone(), None, false);
     let result = match pod.permit(&subject) {

@@ -9,8 +9,10 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
+use crate::base::addr::OrigDst;
 use crate::base::{Error, Str};
 use crate::identity::SpiffeId;
+use crate::telemetry::tcp::Connection;
 
 /// What policy is asked about a connection.
 #[derive(Clone, Debug)]
@@ -52,7 +54,7 @@ pub struct Entry {
 pub(super) struct Connections {
     next: AtomicU64,
     inbound: Mutex<HashMap<u64, Inbound>>,
-    outbound: Mutex<HashMap<u64, Entry>>,
+    outbound: Mutex<HashMap<u64, (OrigDst, Arc<Connection>)>>,
 }
 
 impl Connections {
@@ -65,9 +67,9 @@ impl Connections {
     }
 
     /// Takes an outbound connection in.
-    pub(super) fn outbound(self: &Arc<Self>, entry: Entry) -> OutboundGuard {
+    pub(super) fn outbound(self: &Arc<Self>, original: OrigDst, connection: Arc<Connection>) -> OutboundGuard {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.outbound.lock().insert(id, entry);
+        self.outbound.lock().insert(id, (original, connection));
         OutboundGuard { id, connections: Arc::clone(self) }
     }
 
@@ -87,8 +89,18 @@ impl Connections {
     /// All of them: inbound, outbound.
     pub(super) fn list(&self) -> (Vec<Entry>, Vec<Entry>) {
         let inbound = self.inbound.lock().values().map(Inbound::entry).collect();
-        let outbound = self.outbound.lock().values().cloned().collect();
+        let outbound = self.outbound.lock().values().map(|(original, connection)| sent(*original, connection)).collect();
         (inbound, outbound)
+    }
+}
+
+fn sent(original: OrigDst, connection: &Connection) -> Entry {
+    let ends = connection.ends();
+    Entry {
+        src: ends.source,
+        original_dst: Some(original.to_string()),
+        actual_dst: ends.destination,
+        protocol: if connection.parties().mutual_tls { "HBONE" } else { "TCP" },
     }
 }
 

@@ -91,6 +91,15 @@ const SERIES_PER_POD: usize = 4096;
 pub struct Series {
     metrics: Arc<Metrics>,
     used: Mutex<HashMap<Labels, Arc<Counters>>>,
+    /// So that connections between the same two ends share what is said about them.
+    known: Mutex<HashMap<Parties, Arc<Known>>>,
+}
+
+/// What is said about all connections of one kind between the same two ends.
+#[derive(Debug)]
+struct Known {
+    parties: Parties,
+    counters: Arc<Counters>,
 }
 
 /// The counters of one label set.
@@ -107,10 +116,25 @@ struct Counters {
 impl Series {
     /// None yet.
     pub fn new(metrics: &Arc<Metrics>) -> Self {
-        Self { metrics: metrics.clone(), used: Mutex::default() }
+        Self { metrics: metrics.clone(), used: Mutex::default(), known: Mutex::default() }
     }
 
-    fn admit(&self, labels: Labels) -> Arc<Counters> {
+    fn admit(&self, parties: Parties) -> Arc<Known> {
+        if let Some(known) = self.known.lock().get(&parties) {
+            return known.clone();
+        }
+        let counters = self.counters(parties.labels());
+        let known = Arc::new(Known { parties: parties.clone(), counters });
+        let mut all = self.known.lock();
+        // Those of peers that are long gone too: what is still needed comes back.
+        if all.len() >= SERIES_PER_POD {
+            all.clear();
+        }
+        all.insert(parties, known.clone());
+        known
+    }
+
+    fn counters(&self, labels: Labels) -> Arc<Counters> {
         let mut used = self.used.lock();
         if let Some(counters) = used.get(&labels) {
             return counters.clone();
@@ -179,7 +203,7 @@ impl TcpMetrics {
 }
 
 /// Which end of the connection this proxy is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// The client is a local pod.
     Outbound,
@@ -205,7 +229,7 @@ impl Direction {
 }
 
 /// One end of a connection as far as it is known.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Party {
     /// Pod name.
     pub pod: Option<Str>,
@@ -224,7 +248,7 @@ pub struct Party {
 }
 
 /// The service a connection was for.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ServiceName {
     /// Hostname.
     pub hostname: Str,
@@ -234,9 +258,9 @@ pub struct ServiceName {
     pub namespace: Str,
 }
 
-/// Everything that metrics and log say about a connection.
-#[derive(Clone, Debug)]
-pub struct Facts {
+/// What connections between the same two ends have in common.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Parties {
     /// Which end this is.
     pub direction: Direction,
     /// The client.
@@ -245,22 +269,27 @@ pub struct Facts {
     pub destination: Party,
     /// The service.
     pub service: Option<ServiceName>,
-    /// Client address.
-    pub source_addr: SocketAddr,
-    /// Next hop.
-    pub destination_addr: SocketAddr,
-    /// `:authority` of the tunnel.
-    pub hbone_target: Option<String>,
-    /// Whether it is carried in mutual TLS.
+    /// Whether they are carried in mutual TLS.
     pub mutual_tls: bool,
+}
+
+/// Where one connection goes.
+#[derive(Clone, Debug)]
+pub struct Ends {
+    /// Client address.
+    pub source: SocketAddr,
+    /// Next hop.
+    pub destination: SocketAddr,
+    /// `:authority` of the tunnel.
+    pub hbone_target: Option<Box<str>>,
 }
 
 /// An open connection. Finish it; one that is dropped counts as ended by a drain.
 #[derive(Debug)]
 pub struct Connection {
     metrics: Arc<Metrics>,
-    counters: Arc<Counters>,
-    facts: Facts,
+    known: Arc<Known>,
+    ends: Ends,
     started: Instant,
     client_bytes: AtomicU64,
     server_bytes: AtomicU64,
@@ -269,15 +298,15 @@ pub struct Connection {
 
 impl Connection {
     /// Counts and logs an opened connection.
-    pub fn open(metrics: &Arc<Metrics>, series: &Series, facts: Facts) -> Self {
-        let counters = series.admit(facts.labels());
-        counters.opened.inc();
-        let (source, hop, direction) = (facts.source_addr, facts.destination_addr, facts.direction.name());
+    pub fn open(metrics: &Arc<Metrics>, series: &Series, parties: Parties, ends: Ends) -> Self {
+        let known = series.admit(parties);
+        known.counters.opened.inc();
+        let (source, hop, direction) = (ends.source, ends.destination, known.parties.direction.name());
         tracing::event!(target: "access", parent: None, tracing::Level::DEBUG, src.addr = %source, dst.addr = %hop, direction, "connection opened");
         Self {
             metrics: metrics.clone(),
-            counters,
-            facts,
+            known,
+            ends,
             started: Instant::now(),
             client_bytes: AtomicU64::new(0),
             server_bytes: AtomicU64::new(0),
@@ -287,19 +316,24 @@ impl Connection {
 
     /// Bytes went from client to server.
     pub fn received(&self, bytes: usize) {
-        self.counters.received.inc_by(bytes as u64);
+        self.known.counters.received.inc_by(bytes as u64);
         self.client_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// Bytes went from server to client.
     pub fn sent(&self, bytes: usize) {
-        self.counters.sent.inc_by(bytes as u64);
+        self.known.counters.sent.inc_by(bytes as u64);
         self.server_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// What is known about it.
-    pub fn facts(&self) -> &Facts {
-        &self.facts
+    /// Who has it.
+    pub fn parties(&self) -> &Parties {
+        &self.known.parties
+    }
+
+    /// Where it goes.
+    pub fn ends(&self) -> &Ends {
+        &self.ends
     }
 
     /// Counts and logs the end.
@@ -314,18 +348,18 @@ impl Connection {
         let tcp = &self.metrics.tcp;
         match &error {
             None => {
-                let labels = &self.counters.labels;
-                self.counters.closed.get_or_init(|| tcp.closed.get_or_create(labels).clone()).inc();
+                let Counters { labels, closed, .. } = &*self.known.counters;
+                closed.get_or_init(|| tcp.closed.get_or_create(labels).clone()).inc();
             }
             Some(error) => {
-                let labels = self.counters.labels.with_flags(error.code().flag);
+                let labels = self.known.counters.labels.with_flags(error.code().flag);
                 tcp.closed.get_or_create(&labels).inc();
                 tcp.failed.get_or_create(&labels).inc();
                 self.metrics.refused.get_or_create(&CodeLabel { code: error.code().id }).inc();
             }
         }
         let (received, sent) = (self.client_bytes.load(Ordering::Relaxed), self.server_bytes.load(Ordering::Relaxed));
-        self.facts.log(error.as_ref(), received, sent, self.started);
+        self.log(error.as_ref(), received, sent);
     }
 }
 
@@ -335,7 +369,7 @@ impl Drop for Connection {
     }
 }
 
-impl Facts {
+impl Parties {
     fn labels(&self) -> Labels {
         let service = self.service.as_ref();
         let (source, destination) = (&self.source, &self.destination);
@@ -365,33 +399,36 @@ impl Facts {
             connection_security_policy: if self.mutual_tls { "mutual_tls" } else { "unknown" },
         }
     }
+}
 
+impl Connection {
     /// One line. Bytes are from this proxy's point of view: outbound sends what the client said.
-    fn log(&self, error: Option<&Error>, received: u64, sent: u64, started: Instant) {
-        let (bytes_sent, bytes_recv) = match self.direction {
+    fn log(&self, error: Option<&Error>, received: u64, sent: u64) {
+        let Parties { direction, source, destination, service, mutual_tls } = self.parties();
+        let (bytes_sent, bytes_recv) = match direction {
             Direction::Outbound => (received, sent),
             Direction::Inbound => (sent, received),
         };
-        let identity = |party: &Party| party.principal.clone().filter(|_| self.mutual_tls).map(|id| id.to_string());
+        let identity = |party: &Party| party.principal.clone().filter(|_| *mutual_tls);
         macro_rules! line {
             ($level:ident, $message:literal) => {
                 tracing::event!(target: "access", parent: None, tracing::Level::$level,
-                    src.addr = %self.source_addr,
-                    src.workload = self.source.pod.as_deref().or(self.source.workload.as_deref()),
-                    src.namespace = self.source.namespace.as_deref(),
-                    src.identity = identity(&self.source).as_deref(),
-                    src.cluster = self.source.cluster.as_deref(),
-                    dst.addr = %self.destination_addr,
-                    dst.hbone_addr = self.hbone_target.as_deref(),
-                    dst.service = self.service.as_ref().map(|service| &*service.hostname),
-                    dst.workload = self.destination.pod.as_deref().or(self.destination.workload.as_deref()),
-                    dst.namespace = self.destination.namespace.as_deref(),
-                    dst.identity = identity(&self.destination).as_deref(),
-                    dst.cluster = self.destination.cluster.as_deref(),
-                    direction = self.direction.name(),
+                    src.addr = %self.ends.source,
+                    src.workload = source.pod.as_deref().or(source.workload.as_deref()),
+                    src.namespace = source.namespace.as_deref(),
+                    src.identity = identity(source).as_deref(),
+                    src.cluster = source.cluster.as_deref(),
+                    dst.addr = %self.ends.destination,
+                    dst.hbone_addr = self.ends.hbone_target.as_deref(),
+                    dst.service = service.as_ref().map(|service| &*service.hostname),
+                    dst.workload = destination.pod.as_deref().or(destination.workload.as_deref()),
+                    dst.namespace = destination.namespace.as_deref(),
+                    dst.identity = identity(destination).as_deref(),
+                    dst.cluster = destination.cluster.as_deref(),
+                    direction = direction.name(),
                     bytes_sent,
                     bytes_recv,
-                    duration = format!("{}ms", started.elapsed().as_millis()),
+                    duration = format!("{}ms", self.started.elapsed().as_millis()),
                     error = error.map(tracing::field::display),
                     code = error.map(|error| error.code().id),
                     $message

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::core::{Connection, Head, Role};
 use super::{App, Command, Engine, Limits, Of, Opening, Outcome, Owner, Shared};
 use crate::base::{Error, Result, code};
-use crate::hbone::{Request, Settings};
+use crate::hbone::{Settings, Wanted};
 use crate::tls::secured::Secured;
 
 /// A tunnel as the client sees it. It ends by itself when this and all its streams are gone.
@@ -80,11 +80,11 @@ impl Client {
     }
 
     /// Carries an application's connection in a stream of its own.
-    pub(in crate::hbone) fn carry(&self, request: Request, app: App) -> Carrying {
+    pub(in crate::hbone) fn carry(&self, wanted: Box<Wanted>, app: App) -> Carrying {
         let (done, ended) = oneshot::channel();
-        if let Err(Command::Open(opening)) = self.shared.send(Command::Open(Box::new(Opening { request, app, done }))) {
+        if let Err(Command::Open(opening)) = self.shared.send(Command::Open(Box::new(Opening { wanted, app, done }))) {
             // The receiver is here.
-            let _ = opening.done.send(Outcome::Again(opening.app, self.shared.reason()));
+            let _ = opening.done.send(Outcome::Again(opening.app, opening.wanted, self.shared.reason()));
         }
         Carrying { ended, shared: self.shared.clone() }
     }

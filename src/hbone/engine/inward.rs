@@ -131,10 +131,7 @@ impl<O: Owner> Engine<O> {
             let error = Error::new(&code::CONNECT_REJECTED, format!("the peer answered {status}"));
             return self.finish(slot.0, Err(error), true);
         }
-        carried.answered = true;
-        if carried.resend == 0 {
-            carried.early = Vec::new();
-        }
+        carried.accepted();
         self.unblock(slot.0);
     }
 

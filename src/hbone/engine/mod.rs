@@ -39,9 +39,10 @@ use self::queue::Queue;
 pub(super) use self::server::{Arrival, Host};
 use self::turns::Turns;
 use self::wake::Woken;
+use super::Settings;
 use super::core::{Connection, Head, Reason, Slot, Torn};
+use super::dial::Wanted;
 use super::link::Link;
-use super::{Request, Settings};
 use crate::base::{Error, Result, code};
 use crate::net::socket;
 use crate::tls::record::Session;
@@ -72,7 +73,7 @@ struct Of {
 }
 
 struct Opening {
-    request: Request,
+    wanted: Box<Wanted>,
     app: App,
     done: oneshot::Sender<Outcome>,
 }
@@ -288,7 +289,7 @@ impl<O: Owner> Engine<O> {
                     let Answering { of, headers, app, done } = *answering;
                     match self.unanswered(of) {
                         Some(place) => {
-                            place.state = State::Carried(Box::new(Carried::new(app, true, done)));
+                            place.state = State::Carried(Box::new(Carried::new(app, done)));
                             place.wake.waker.wake_by_ref();
                             self.connection.answer(of.slot, &headers);
                             self.readable.come(of.slot.0, true);
@@ -319,12 +320,14 @@ impl<O: Owner> Engine<O> {
         true
     }
 
-    fn open(&mut self, Opening { request, app, done }: Opening) {
-        let Some(slot) = self.connection.open(&request.authority, &request.headers) else {
-            let carried = Carried::new(app, false, done);
+    fn open(&mut self, opening: Opening) {
+        let request = &opening.wanted.request;
+        let slot = self.connection.open(&request.authority, &request.headers);
+        let carried = Box::new(Carried::asking(opening));
+        let Some(slot) = slot else {
             return carried.give_back(Error::new(&code::DRAINED, "the tunnel takes no more requests for now"));
         };
-        let number = self.settle_in(slot, State::Carried(Box::new(Carried::new(app, false, done))));
+        let number = self.settle_in(slot, State::Carried(carried));
         // Answered ones are dropped when they come to the front, or when there are many.
         if self.waiting.len() > 2 * self.places.len() + 64 {
             let places = &self.places;
@@ -503,7 +506,7 @@ impl<O: Owner> Engine<O> {
         for command in late.into_iter().flatten() {
             // Nothing of it was done.
             if let Command::Open(opening) = command {
-                Carried::new(opening.app, false, opening.done).give_back(error.clone());
+                Carried::asking(*opening).give_back(error.clone());
             }
         }
         tracing::trace!(orderly, "tunnel over");

@@ -11,6 +11,8 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use super::super::core::Torn;
+use super::super::dial::Wanted;
+use super::Opening;
 use super::app::{App, Count, Side};
 use super::queue::Queue;
 use super::wake::SlotWaker;
@@ -22,7 +24,7 @@ pub(in crate::hbone) enum Outcome {
     /// It is over.
     Done(Result<()>),
     /// The peer did nothing with it: here it is again.
-    Again(App, Error),
+    Again(App, Box<Wanted>, Error),
 }
 
 /// What is kept of one stream.
@@ -58,6 +60,8 @@ pub(super) struct Carried {
     pub(super) records: usize,
     /// The peer has accepted the stream.
     pub(super) answered: bool,
+    /// What it was asked, until then.
+    wanted: Option<Box<Wanted>>,
     /// What was sent before that, for another tunnel.
     pub(super) early: Vec<u8>,
     /// So many bytes at its end come from another tunnel and have not been sent in this one.
@@ -82,7 +86,8 @@ pub(super) enum Reading {
 }
 
 impl Carried {
-    pub(super) fn new(app: App, answered: bool, done: oneshot::Sender<Outcome>) -> Self {
+    /// In a stream that is accepted.
+    pub(super) fn new(app: App, done: oneshot::Sender<Outcome>) -> Self {
         Self {
             socket: Arc::new(app.socket),
             side: app.side,
@@ -90,11 +95,26 @@ impl Carried {
             done: Some(done),
             reading: Reading::Listed,
             records: 1,
-            answered,
+            answered: true,
+            wanted: None,
             resend: app.unsent.len(),
             early: app.unsent,
             shut: false,
             watch: None,
+        }
+    }
+
+    /// In a stream that the peer is asked for.
+    pub(super) fn asking(Opening { wanted, app, done }: Opening) -> Self {
+        Self { answered: false, wanted: Some(wanted), ..Self::new(app, done) }
+    }
+
+    /// The peer has accepted the stream: what was kept to ask another is not needed any more.
+    pub(super) fn accepted(&mut self) {
+        self.answered = true;
+        self.wanted = None;
+        if self.resend == 0 {
+            self.early = Vec::new();
         }
     }
 
@@ -198,15 +218,15 @@ impl Carried {
         let Some(done) = self.done.take() else { return self.tear() };
         self.watch = None;
         let early = std::mem::take(&mut self.early);
-        match Arc::into_inner(self.socket) {
-            Some(socket) => {
+        match (Arc::into_inner(self.socket), self.wanted) {
+            (Some(socket), Some(wanted)) => {
                 let mut app = App::new(socket, self.side, self.count);
                 app.unsent = early;
-                if let Err(Outcome::Again(app, _)) = done.send(Outcome::Again(app, error)) {
+                if let Err(Outcome::Again(app, ..)) = done.send(Outcome::Again(app, wanted, error)) {
                     app.reset();
                 }
             }
-            None => {
+            _ => {
                 let _ = done.send(Outcome::Done(Err(error)));
             }
         }

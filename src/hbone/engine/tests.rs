@@ -15,6 +15,7 @@ use crate::base::addr::NextHop;
 use crate::base::deadline;
 use crate::hbone::client as h2_client;
 use crate::hbone::{Engine as Kind, Server, Settings};
+use crate::hbone::{Key, Request};
 use crate::identity::{FakeAuthority, SpiffeId, fake::scratch};
 use crate::net::socket::SocketFactory;
 use crate::tls;
@@ -89,8 +90,9 @@ async fn app(side: Side) -> (TcpStream, App, Arc<Bytes2>) {
     (application, App::new(ours, side, count.clone()), count)
 }
 
-fn request(authority: &str) -> Request {
-    Request { authority: authority.to_owned(), headers: HeaderMap::new() }
+fn wanted(authority: &str) -> Box<Wanted> {
+    let key = Key { source: id("client"), destinations: vec![id("server")], addr: ([10, 0, 0, 1], 15008).into(), source_ip: None };
+    Box::new(Wanted { key, request: Request { authority: authority.to_owned(), headers: HeaderMap::new() } })
 }
 
 type End = tokio::task::JoinHandle<Result<()>>;
@@ -119,7 +121,7 @@ impl Pair {
 
 async fn carry(shared: &Arc<Shared>, app: App) -> Outcome {
     let (done, ended) = oneshot::channel();
-    assert!(shared.send(Command::Open(Box::new(Opening { request: request("10.0.0.1:80"), app, done }))).is_ok());
+    assert!(shared.send(Command::Open(Box::new(Opening { wanted: wanted("10.0.0.1:80"), app, done }))).is_ok());
     Carrying::new(ended, shared.clone()).await
 }
 
@@ -130,7 +132,7 @@ async fn arrived(arrival: Arrival, app: App) -> Result<()> {
 fn over(outcome: Outcome) -> Result<()> {
     match outcome {
         Outcome::Done(result) => result,
-        Outcome::Again(_, error) => Err(error),
+        Outcome::Again(.., error) => Err(error),
     }
 }
 
@@ -299,7 +301,7 @@ async fn refusals_are_told_and_what_was_not_touched_comes_back() {
     let opened = tokio::spawn(async move { carry(&shared, near).await });
     let arrival = soon(pair.host.next()).await.unwrap();
     arrival.reject();
-    let Outcome::Again(app_again, _) = soon(opened).await.unwrap() else { panic!("it was not touched") };
+    let Outcome::Again(app_again, ..) = soon(opened).await.unwrap() else { panic!("it was not touched") };
     // On another tunnel nothing is missing.
     let mut other = usual().await;
     let (mut server, far, _) = app(Side::Server).await;
@@ -371,7 +373,7 @@ async fn our_client_speaks_with_an_h2_server() {
         let all = join_all((0..5).map(|_| async {
             let (application, near, _) = app(Side::Client).await;
             let (got, outcome) =
-                soon(async { tokio::join!(exchange(application, noise(length)), client.carry(request("10.0.0.1:80"), near)) }).await;
+                soon(async { tokio::join!(exchange(application, noise(length)), client.carry(wanted("10.0.0.1:80"), near)) }).await;
             assert!(got == noise(length));
             over(outcome).unwrap();
         }));
@@ -406,7 +408,7 @@ async fn an_h2_client_speaks_with_our_server() {
         let client = h2_client::Connection::handshake(io, &settings, CancellationToken::new()).await.unwrap();
         let length = if window == 1 { 500 } else { 4_000_000 };
         let all = join_all((0..5).map(|_| async {
-            let request = request("10.0.0.1:80");
+            let request = wanted("10.0.0.1:80").request;
             let opened = soon(client.open(&request, Arc::new(()))).await;
             let Ok((_, stream)) = opened else { panic!("not opened") };
             let (mut receive, mut send) = stream.into_split();
