@@ -33,6 +33,10 @@ pub struct Watch {
     _alive: mpsc::Sender<()>,
 }
 
+/// Hears when work must end at once. It holds no drain up.
+#[derive(Debug)]
+pub struct Ending(watch::Receiver<Mode>);
+
 /// A connected pair.
 pub fn new() -> (Trigger, Watch) {
     let (mode_tx, mode_rx) = watch::channel(Mode::Running);
@@ -76,9 +80,21 @@ impl Watch {
         let _ = self.mode.wait_for(|mode| *mode == Mode::Immediate).await;
     }
 
+    /// The end alone.
+    pub fn ending(&self) -> Ending {
+        Ending(self.mode.clone())
+    }
+
     /// The mode now.
     pub fn mode(&self) -> Mode {
         *self.mode.borrow()
+    }
+}
+
+impl Ending {
+    /// Returns when work must end at once, also when the trigger is gone.
+    pub async fn ended(mut self) {
+        let _ = self.0.wait_for(|mode| *mode == Mode::Immediate).await;
     }
 }
 

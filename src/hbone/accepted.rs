@@ -123,7 +123,7 @@ pub enum Answered {
     /// It is carried by the tunnel.
     Carried(Carrying),
     /// It is to be carried (`h2` engine).
-    Open(App, Stream),
+    Open(Box<App>, Box<Stream>),
 }
 
 impl Asked {
@@ -134,7 +134,7 @@ impl Asked {
     pub fn carry(self, headers: HeaderMap, app: App) -> Result<Answered> {
         match self.answer {
             Answer::Own(arrival) => Ok(Answered::Carried(Carrying(arrival.carry(headers, app)?))),
-            Answer::H2(incoming) => Ok(Answered::Open(app, incoming.accept(headers)?)),
+            Answer::H2(incoming) => Ok(Answered::Open(Box::new(app), Box::new(incoming.accept(headers)?))),
         }
     }
 

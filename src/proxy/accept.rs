@@ -1,14 +1,19 @@
 //! The one accept loop.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 
 use super::workers::{Kind, Moving, Workers};
-use crate::base::drain::{Mode, Watch};
+use crate::base::drain::{Ending, Mode, Watch};
 
 /// Connections taken from the kernel's queue when the drain starts: more come in than this only if a client never pauses.
 const QUEUED: usize = 1024;
@@ -21,6 +26,44 @@ pub(super) struct Spread {
     pub(super) here: usize,
 }
 
+/// The connections of one listener: all can be ended at once, and none pays for it with more than a line here.
+#[derive(Default)]
+struct Open {
+    next: AtomicU64,
+    tasks: Mutex<HashMap<u64, AbortHandle>>,
+}
+
+/// A task's line.
+struct Listed {
+    number: u64,
+    open: Arc<Open>,
+}
+
+impl Open {
+    /// `work` gets its line and keeps it to its end.
+    fn spawn<W: Future<Output = ()> + Send + 'static>(self: &Arc<Self>, handle: &Handle, work: impl FnOnce(Listed) -> W) {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let work = work(Listed { number, open: self.clone() });
+        // Held until the line is there: the task may be over at once.
+        let mut tasks = self.tasks.lock();
+        tasks.insert(number, handle.spawn(work).abort_handle());
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.open.tasks.lock().remove(&self.number);
+    }
+}
+
+/// Ends what is still open when a drain's time is over.
+async fn end_all(open: Arc<Open>, ending: Ending) {
+    ending.ended().await;
+    // Without the lock: a task that ends takes its line away.
+    let tasks = std::mem::take(&mut *open.tasks.lock());
+    tasks.into_values().for_each(|task| task.abort());
+}
+
 /// Accepts until the drain starts; each connection is a task that ends with its work or when the drain's time is over.
 /// `serve` is told on which thread it runs.
 ///
@@ -30,21 +73,19 @@ where
     F: Fn(TcpStream, usize) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    let start = |stream: TcpStream, permit, mut drain: Watch| {
+    let open = Arc::new(Open::default());
+    tokio::spawn(end_all(open.clone(), drain.ending()));
+    let start = |stream: TcpStream, permit, drain: Watch| {
         let place = spread.workers.place(spread.kind, spread.here);
         let worker = place.worker;
         let moving = if worker == spread.here { Ok(Moving::Here(stream)) } else { Moving::away(stream) };
         let (serve, handle) = (serve.clone(), spread.workers.handle(worker));
-        handle.spawn(async move {
-            let _held = (permit, place);
+        open.spawn(handle, |listed| async move {
+            let _held = (permit, place, drain, listed);
             // It fails when there are no descriptors; the peer then sees the connection end.
             let Ok(stream) = moving.and_then(Moving::arrive) else { return };
-            // On the heap: moved into the task's select, the compiler would keep room for it twice.
-            let work = Box::pin(serve(stream, worker));
-            tokio::select! {
-                () = work => {}
-                () = drain.ended() => {}
-            }
+            // On the heap: else the compiler keeps room for it twice.
+            Box::pin(serve(stream, worker)).await;
         });
     };
     let mode = loop {

@@ -92,12 +92,12 @@ pub(super) struct Tunnel {
 
 pub(super) async fn stream_task(pod: Arc<Pod>, tunnel: Arc<Tunnel>, incoming: Box<Asked>) {
     // On the heap and gone while the connection lasts.
-    let Some(begun) = Box::pin(begin(&pod, &tunnel, *incoming)).await else { return };
-    let Begun { answered, connection, mut guard, _place } = *begun;
+    let Some(begun) = Box::pin(begin(&pod, &tunnel, incoming)).await else { return };
+    let Begun { answered, connection, mut guard, _place } = begun;
     let over = async {
         match answered {
             Answered::Carried(carrying) => carrying.over().await,
-            Answered::Open(app, stream) => Box::pin(relay::tcp_to_tunnel(&app.socket, stream, Side::Server, &*connection)).await,
+            Answered::Open(app, stream) => Box::pin(relay::tcp_to_tunnel(&app.socket, *stream, Side::Server, &*connection)).await,
         }
     };
     let result = tokio::select! {
@@ -116,9 +116,10 @@ struct Begun {
 }
 
 /// From the request to the answer.
-async fn begin(pod: &Arc<Pod>, tunnel: &Tunnel, incoming: Asked) -> Option<Box<Begun>> {
+async fn begin(pod: &Arc<Pod>, tunnel: &Tunnel, incoming: Box<Asked>) -> Option<Begun> {
+    let incoming = *incoming;
     match admit(pod, tunnel, &incoming).await {
-        Ok(admitted) => connect(pod, tunnel, incoming, admitted).await.map(Box::new),
+        Ok(admitted) => connect(pod, tunnel, incoming, admitted).await,
         Err(error) => {
             incoming.refuse(status_of(&error));
             refuse(&pod.shared.metrics, Direction::Inbound, tunnel.peer.addr(), tunnel.local.addr(), &error);
