@@ -27,10 +27,10 @@ pub(super) struct Spread {
 }
 
 /// The connections of one listener: all can be ended at once, and none pays for it with more than a line here.
-#[derive(Default)]
 struct Open {
     next: AtomicU64,
-    tasks: Mutex<HashMap<u64, AbortHandle>>,
+    /// `None` when all have been ended.
+    tasks: Mutex<Option<HashMap<u64, Option<AbortHandle>>>>,
 }
 
 /// A task's line.
@@ -44,15 +44,30 @@ impl Open {
     fn spawn<W: Future<Output = ()> + Send + 'static>(self: &Arc<Self>, handle: &Handle, work: impl FnOnce(Listed) -> W) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let work = work(Listed { number, open: self.clone() });
-        // Held until the line is there: the task may be over at once.
+        match &mut *self.tasks.lock() {
+            Some(tasks) => drop(tasks.insert(number, None)),
+            None => return,
+        }
+        // Without the lock: a runtime that ends drops the task at once, and with it the line.
+        let task = handle.spawn(work).abort_handle();
         let mut tasks = self.tasks.lock();
-        tasks.insert(number, handle.spawn(work).abort_handle());
+        match tasks.as_mut().map(|tasks| tasks.get_mut(&number)) {
+            Some(Some(line)) => *line = Some(task),
+            // It is over already.
+            Some(None) => {}
+            None => {
+                drop(tasks);
+                task.abort();
+            }
+        }
     }
 }
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        self.open.tasks.lock().remove(&self.number);
+        if let Some(tasks) = &mut *self.open.tasks.lock() {
+            tasks.remove(&self.number);
+        }
     }
 }
 
@@ -60,8 +75,8 @@ impl Drop for Listed {
 async fn end_all(open: Arc<Open>, ending: Ending) {
     ending.ended().await;
     // Without the lock: a task that ends takes its line away.
-    let tasks = std::mem::take(&mut *open.tasks.lock());
-    tasks.into_values().for_each(|task| task.abort());
+    let tasks = open.tasks.lock().take();
+    tasks.into_iter().flat_map(HashMap::into_values).flatten().for_each(|task| task.abort());
 }
 
 /// Accepts until the drain starts; each connection is a task that ends with its work or when the drain's time is over.
@@ -73,7 +88,7 @@ where
     F: Fn(TcpStream, usize) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    let open = Arc::new(Open::default());
+    let open = Arc::new(Open { next: AtomicU64::new(0), tasks: Mutex::new(Some(HashMap::new())) });
     tokio::spawn(end_all(open.clone(), drain.ending()));
     let start = |stream: TcpStream, permit, drain: Watch| {
         let place = spread.workers.place(spread.kind, spread.here);
@@ -122,5 +137,47 @@ where
         if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
             start(stream, permit, drain.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::base::drain;
+
+    fn lines(open: &Open) -> Option<usize> {
+        open.tasks.lock().as_ref().map(HashMap::len)
+    }
+
+    #[tokio::test]
+    async fn the_end_reaches_what_is_open_and_what_comes_too_late() {
+        let open = Arc::new(Open { next: AtomicU64::new(0), tasks: Mutex::new(Some(HashMap::new())) });
+        let (trigger, watch) = drain::new();
+        let ended = tokio::spawn(end_all(open.clone(), watch.ending()));
+        let spawn = || {
+            let (alive, gone) = oneshot::channel::<()>();
+            open.spawn(&Handle::current(), |listed| async move {
+                let _held = (listed, alive);
+                std::future::pending().await
+            });
+            gone
+        };
+        let (first, second) = (spawn(), spawn());
+        let (done, over) = oneshot::channel();
+        open.spawn(&Handle::current(), |listed| async move {
+            drop(listed);
+            let _ = done.send(());
+        });
+        over.await.expect("it ran");
+        assert_eq!(lines(&open), Some(2), "one that is over has no line");
+        drop(watch);
+        trigger.stop().await;
+        ended.await.expect("ended");
+        // Their ends are dropped with the tasks.
+        assert!(first.await.is_err() && second.await.is_err());
+        assert!(spawn().await.is_err(), "not even started");
+        assert_eq!(lines(&open), None);
     }
 }
