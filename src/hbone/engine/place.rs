@@ -10,7 +10,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
-use super::super::core::Torn;
+use super::super::core::{Head, Torn};
 use super::app::{App, Count, Side};
 use super::queue::Queue;
 use super::wake::SlotWaker;
@@ -41,7 +41,7 @@ pub(super) struct Place {
 
 pub(super) enum State {
     /// The peer's request waits for an answer; whoever has it is told if the peer gives up.
-    Asked(Option<oneshot::Sender<Error>>),
+    Asked { head: Arc<Head>, gone: oneshot::Sender<Error> },
     /// Bytes go to and fro.
     Carried(Box<Carried>),
 }
