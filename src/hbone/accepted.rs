@@ -21,10 +21,6 @@ enum Tunnel {
 pub struct Asked {
     /// Anything but CONNECT is to be refused.
     pub method: Method,
-    /// `:authority` as sent; empty if there was none.
-    pub authority: String,
-    /// As sent.
-    pub headers: HeaderMap,
     answer: Answer,
 }
 
@@ -60,16 +56,14 @@ impl Accepted {
     pub async fn next(&mut self) -> Option<Asked> {
         match &mut self.0 {
             Tunnel::Own(host) => {
-                let mut arrival = host.next().await?;
-                let head = std::mem::take(&mut arrival.head);
+                let arrival = host.next().await?;
                 // A method that is none is refused like any other that is not CONNECT.
-                let method = Method::from_bytes(head.method.as_bytes()).unwrap_or_default();
-                Some(Asked { method, authority: head.authority, headers: head.headers, answer: Answer::Own(arrival) })
+                let method = Method::from_bytes(arrival.head.method.as_bytes()).unwrap_or_default();
+                Some(Asked { method, answer: Answer::Own(arrival) })
             }
             Tunnel::H2(server) => {
-                let mut incoming = server.next().await?;
-                let (authority, headers) = (std::mem::take(&mut incoming.authority), std::mem::take(&mut incoming.headers));
-                Some(Asked { method: incoming.method.clone(), authority, headers, answer: Answer::H2(Box::new(incoming)) })
+                let incoming = server.next().await?;
+                Some(Asked { method: incoming.method.clone(), answer: Answer::H2(Box::new(incoming)) })
             }
         }
     }
@@ -127,6 +121,22 @@ pub enum Answered {
 }
 
 impl Asked {
+    /// `:authority` as sent; empty if there was none.
+    pub fn authority(&self) -> &str {
+        match &self.answer {
+            Answer::Own(arrival) => &arrival.head.authority,
+            Answer::H2(incoming) => &incoming.authority,
+        }
+    }
+
+    /// As sent.
+    pub fn headers(&self) -> &HeaderMap {
+        match &self.answer {
+            Answer::Own(arrival) => &arrival.head.headers,
+            Answer::H2(incoming) => &incoming.headers,
+        }
+    }
+
     /// Answers 200 with `headers`, and has the connection carried to `app`.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -226,7 +227,7 @@ pub fn finish(stream: &TcpStream) {
 }
 
 /// Closing the socket will send RST instead of FIN.
-pub fn reset(stream: &TcpStream) {
+pub fn reset(stream: &impl AsFd) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 

@@ -143,12 +143,12 @@ async fn admit(pod: &Pod, tunnel: &Tunnel, incoming: &Asked) -> Result<Admitted>
     }
     // Only the control plane knows which policies are attached to the pod: nothing is let in before it has told.
     let workload = pod.shared.mesh.wait_local(&pod.local, LOCAL_LIMIT).await?;
-    let target = Target::parse(&incoming.authority)?;
+    let target = Target::parse(incoming.authority())?;
     let mesh = pod.shared.mesh.snapshot();
-    let forwarded = headers::forwarded_host(&incoming.headers);
+    let forwarded = headers::forwarded_host(incoming.headers());
     let (port, service) = find(&mesh, &workload, &target, tunnel.local.ip(), forwarded.as_deref())?;
     if is_own_port(port) {
-        return Err(Error::new(&code::RECURSIVE_CALL, format!("attempted recursive call to {}", incoming.authority)));
+        return Err(Error::new(&code::RECURSIVE_CALL, format!("attempted recursive call to {}", incoming.authority())));
     }
     if workload.application_tunnel.as_ref().is_some_and(|tunnel| tunnel.protocol == ApplicationProtocol::PROXY) {
         return Err(Error::new(&code::UNSUPPORTED, "the workload asks for the PROXY protocol".to_owned()));
@@ -232,7 +232,7 @@ async fn connect(pod: &Arc<Pod>, tunnel: &Tunnel, incoming: Asked, admitted: Adm
         service: admitted.service.as_deref().map(service_name),
         mutual_tls: true,
     };
-    let hbone_target = Some(incoming.authority.as_str().into());
+    let hbone_target = Some(incoming.authority().into());
     let ends = Ends { source: tunnel.peer.addr(), destination: tunnel.local.addr(), hbone_target };
     let connection = Arc::new(Connection::open(&pod.shared.metrics, &pod.series, parties, ends));
     let subject = Subject { source: tunnel.peer.addr(), destination: admitted.application.addr(), identity: Some(tunnel.identity.clone()) };

@@ -238,6 +238,16 @@ impl Connection {
         self.remote.max_streams.unwrap_or(100) as usize
     }
 
+    /// Which end this is.
+    pub(super) fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Streams that the peer may have open.
+    pub(super) fn own_limit(&self) -> usize {
+        self.local.max_streams as usize
+    }
+
     /// Whether streams can be opened: neither side has said farewell, and ids are left.
     pub(super) fn is_usable(&self) -> bool {
         self.gone_away.is_none() && self.farewell == Farewell::Unsaid && self.next_id <= frame::MAX_WINDOW as u32

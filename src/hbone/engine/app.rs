@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
 use crate::net::socket;
@@ -15,7 +16,7 @@ pub trait Count: Send + Sync + 'static {
 }
 
 /// Which end of the connection a local application is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Side {
     /// It opened the connection.
     Client,

@@ -18,16 +18,16 @@ use crate::tls::secured::Secured;
 /// A tunnel as the client sees it. It ends by itself when this and all its streams are gone.
 pub(in crate::hbone) struct Client {
     pub(super) shared: Arc<Shared>,
-    settled: watch::Receiver<bool>,
+    pub(super) settled: watch::Receiver<bool>,
 }
 
-struct Opener {
+pub(super) struct Opener {
     /// `None` when the tunnel is over.
-    settled: Option<watch::Sender<bool>>,
+    pub(super) settled: Option<watch::Sender<bool>>,
 }
 
 impl Owner for Opener {
-    fn asked(&mut self, of: Of, _head: Head, _gone: oneshot::Receiver<Error>, shared: &Arc<Shared>) {
+    fn asked(&mut self, of: Of, _head: Arc<Head>, _gone: oneshot::Receiver<Error>, shared: &Arc<Shared>) {
         // The core lets nobody open streams on a client; should it, they are told.
         let _ = shared.send(Command::Reset { of, reason: super::Reason::REFUSED_STREAM });
     }

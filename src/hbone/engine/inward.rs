@@ -1,6 +1,7 @@
 //! From the tunnel to the applications.
 
 use std::io::{self, IoSlice};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::super::core::{Event, Head, Slot, Torn};
@@ -119,8 +120,8 @@ impl<O: Owner> Engine<O> {
     }
 
     fn asked(&mut self, slot: Slot, head: Head) {
-        let (gone, receiver) = oneshot::channel();
-        let number = self.settle_in(slot, State::Asked(Some(gone)));
+        let (head, (gone, receiver)) = (Arc::new(head), oneshot::channel());
+        let number = self.settle_in(slot, State::Asked { head: head.clone(), gone });
         self.owner.asked(Of { slot, number }, head, receiver, &self.shared);
     }
 

@@ -7,7 +7,9 @@
 mod app;
 mod buffer;
 mod client;
+mod frozen;
 mod inward;
+mod moving;
 mod outward;
 mod place;
 mod queue;
@@ -33,6 +35,7 @@ use tokio::time::{Instant, Sleep};
 pub use self::app::{App, Count, Side};
 use self::buffer::Stretch;
 pub(super) use self::client::{Carrying, Client};
+use self::frozen::Frozen;
 pub(super) use self::place::Outcome;
 use self::place::{Carried, Place, Reading, State, of_app};
 use self::queue::Queue;
@@ -63,6 +66,8 @@ enum Command {
     Reset { of: Of, reason: Reason },
     /// Nothing new.
     Drain,
+    /// The tunnel itself: it goes on elsewhere.
+    Freeze(oneshot::Sender<Result<Frozen>>),
 }
 
 /// Which stream: the number tells those apart that had the same slot one after the other.
@@ -116,7 +121,7 @@ impl Shared {
 /// What the engine tells whoever owns the tunnel.
 trait Owner: Send + 'static {
     /// A peer asks for a stream.
-    fn asked(&mut self, of: Of, head: Head, gone: oneshot::Receiver<Error>, shared: &Arc<Shared>);
+    fn asked(&mut self, of: Of, head: Arc<Head>, gone: oneshot::Receiver<Error>, shared: &Arc<Shared>);
     /// The peer's limits are known.
     fn settled(&mut self);
     /// The tunnel is over; parting from the peer may still take a while.
@@ -150,6 +155,8 @@ struct Engine<O> {
     silent_until: Option<Instant>,
     started: Instant,
     timer: Pin<Box<Sleep>>,
+    /// It is to be frozen for this one.
+    leaving: Option<oneshot::Sender<Result<Frozen>>>,
     shared: Arc<Shared>,
     owner: O,
 }
@@ -185,6 +192,7 @@ impl<O: Owner> Engine<O> {
             silent_until: Some(started + settings.preface_limit),
             started,
             timer: Box::pin(tokio::time::sleep_until(started)),
+            leaving: None,
             shared,
             owner,
         }
@@ -205,6 +213,11 @@ impl<O: Owner> Engine<O> {
                 .await
             }
         };
+        if let Some(to) = self.leaving.take() {
+            // Nobody waits for it any more: it ends there.
+            let _ = to.send(self.freeze());
+            return;
+        }
         self.end(reason);
         self.part().await;
     }
@@ -228,6 +241,9 @@ impl<O: Owner> Engine<O> {
     fn turn(&mut self, cx: &mut Context<'_>) -> std::result::Result<bool, Over> {
         self.on_time(cx)?;
         let mut busy = self.obey();
+        if self.leaving.is_some() {
+            return Err(None);
+        }
         busy |= self.look();
         busy |= self.read(cx)?;
         self.conclude();
@@ -311,6 +327,7 @@ impl<O: Owner> Engine<O> {
                     self.drop_place(of.slot.0);
                 }
                 Command::Refuse { .. } | Command::Reset { .. } => {}
+                Command::Freeze(to) => self.leaving = Some(to),
                 Command::Drain => {
                     self.connection.go_away();
                     self.shared.limits.lock().usable = false;
@@ -415,11 +432,11 @@ impl<O: Owner> Engine<O> {
         let Some(place) = self.place(slot) else { return };
         let ended = place.ended;
         match &mut place.state {
-            State::Asked(gone) => {
-                if let Some(gone) = gone.take() {
+            State::Asked { .. } => {
+                self.connection.release(Slot(slot));
+                if let Some(Place { state: State::Asked { gone, .. }, .. }) = self.places.get_mut(slot as usize).and_then(Option::take) {
                     let _ = gone.send(torn_error("the peer gave up before the answer", torn));
                 }
-                self.drop_place(slot);
             }
             State::Carried(carried) => match torn {
                 // It has ended the stream and wants no more (RFC 9113 §8.1): what it sent is complete.
@@ -472,13 +489,13 @@ impl<O: Owner> Engine<O> {
 
     /// The place of a request that waits for its answer, if it is still there.
     fn unanswered(&mut self, of: Of) -> Option<&mut Place> {
-        self.place(of.slot.0).filter(|place| place.number == of.number && matches!(place.state, State::Asked(_)))
+        self.place(of.slot.0).filter(|place| place.number == of.number && matches!(place.state, State::Asked { .. }))
     }
 
     fn carried(&mut self, slot: u32) -> Option<&mut Carried> {
         match &mut self.place(slot)?.state {
             State::Carried(carried) => Some(carried),
-            State::Asked(_) => None,
+            State::Asked { .. } => None,
         }
     }
 
@@ -492,7 +509,7 @@ impl<O: Owner> Engine<O> {
         let error = self.shared.reason();
         for place in std::mem::take(&mut self.places).into_iter().flatten() {
             match place.state {
-                State::Asked(gone) => drop(gone.map(|gone| gone.send(error.clone()))),
+                State::Asked { gone, .. } => drop(gone.send(error.clone())),
                 // All of it is here; only the application has not taken it yet.
                 State::Carried(carried) if place.ended && carried.reading == Reading::Done => {
                     tokio::spawn(carried.hand_over_the_rest(place.queue));

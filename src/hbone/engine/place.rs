@@ -10,7 +10,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
-use super::super::core::Torn;
+use super::super::core::{Head, Torn};
 use super::super::dial::Wanted;
 use super::Opening;
 use super::app::{App, Count, Side};
@@ -43,7 +43,7 @@ pub(super) struct Place {
 
 pub(super) enum State {
     /// The peer's request waits for an answer; whoever has it is told if the peer gives up.
-    Asked(Option<oneshot::Sender<Error>>),
+    Asked { head: Arc<Head>, gone: oneshot::Sender<Error> },
     /// Bytes go to and fro.
     Carried(Box<Carried>),
 }
@@ -61,7 +61,7 @@ pub(super) struct Carried {
     /// The peer has accepted the stream.
     pub(super) answered: bool,
     /// What it was asked, until then.
-    wanted: Option<Box<Wanted>>,
+    pub(super) wanted: Option<Box<Wanted>>,
     /// What was sent before that, for another tunnel.
     pub(super) early: Vec<u8>,
     /// So many bytes at its end come from another tunnel and have not been sent in this one.

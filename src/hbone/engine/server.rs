@@ -14,26 +14,26 @@ use crate::tls::secured::Secured;
 
 /// An accepted tunnel. Dropped, it ends with all its streams.
 pub(in crate::hbone) struct Host {
-    incoming: mpsc::Receiver<Arrival>,
-    shared: Arc<Shared>,
-    _cut: DropGuard,
+    pub(super) incoming: mpsc::Receiver<Arrival>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) _cut: DropGuard,
 }
 
 /// A request for a stream. Dropped without an answer, it is reset.
 pub(in crate::hbone) struct Arrival {
-    pub(in crate::hbone) head: Head,
+    pub(in crate::hbone) head: Arc<Head>,
     pub(super) of: Of,
     pub(super) shared: Arc<Shared>,
     gone: Option<oneshot::Receiver<Error>>,
 }
 
-struct Acceptor {
+pub(super) struct Acceptor {
     /// `None` when the tunnel is over.
-    sender: Option<mpsc::Sender<Arrival>>,
+    pub(super) sender: Option<mpsc::Sender<Arrival>>,
 }
 
 impl Owner for Acceptor {
-    fn asked(&mut self, of: Of, head: Head, gone: oneshot::Receiver<Error>, shared: &Arc<Shared>) {
+    fn asked(&mut self, of: Of, head: Arc<Head>, gone: oneshot::Receiver<Error>, shared: &Arc<Shared>) {
         let arrival = Arrival { head, of, shared: shared.clone(), gone: Some(gone) };
         let Some(sender) = &self.sender else { return arrival.reject() };
         // The queue holds as many as the peer may have open; one that still overflows it is refused.

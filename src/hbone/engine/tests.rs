@@ -1,5 +1,7 @@
 //! Tunnels over real sockets and real TLS: both ends ours, and each end against the `h2` crate over `tokio-rustls`.
 
+mod moving;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -16,7 +18,7 @@ use crate::base::deadline;
 use crate::hbone::client as h2_client;
 use crate::hbone::{Engine as Kind, Server, Settings};
 use crate::hbone::{Key, Request};
-use crate::identity::{FakeAuthority, SpiffeId, fake::scratch};
+use crate::identity::{Certificate, FakeAuthority, SpiffeId, fake::scratch};
 use crate::net::socket::SocketFactory;
 use crate::tls;
 
@@ -153,6 +155,42 @@ async fn exchange(mut socket: TcpStream, bytes: Vec<u8>) -> Vec<u8> {
     let (_, read) = tokio::join!(sent, read.read_to_end(&mut got));
     read.unwrap();
     got
+}
+
+/// A server of the `h2` crate that sends back what comes.
+async fn h2_echo(socket: TcpStream, cert: Certificate, settings: Settings) {
+    let (io, _) = tls::accept(socket, &cert, tls::HANDSHAKE_LIMIT).await.unwrap();
+    let mut server = Server::handshake(io, &settings).await.unwrap();
+    while let Some(incoming) = server.next().await {
+        let (mut receive, mut send) = incoming.accept(HeaderMap::new()).unwrap().into_split();
+        tokio::spawn(async move {
+            while let Some(bytes) = receive.data().await {
+                send.data(bytes.unwrap()).await.unwrap();
+            }
+            send.finish().unwrap();
+        });
+    }
+}
+
+/// Sends all in a stream of a client of the `h2` crate, and reads to the end.
+async fn h2_exchange(client: &h2_client::Connection, bytes: Vec<u8>) -> Vec<u8> {
+    let opened = client.open(&wanted("10.0.0.1:80").request, Arc::new(())).await;
+    let Ok((_, stream)) = opened else { panic!("not opened") };
+    let (mut receive, mut send) = stream.into_split();
+    let sent = async {
+        for chunk in bytes.chunks(70_000) {
+            send.data(Bytes::copy_from_slice(chunk)).await.unwrap();
+        }
+        send.finish().unwrap();
+    };
+    let got = async {
+        let mut got = Vec::new();
+        while let Some(bytes) = receive.data().await {
+            got.extend_from_slice(&bytes.unwrap());
+        }
+        got
+    };
+    tokio::join!(sent, got).1
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -354,19 +392,7 @@ async fn our_client_speaks_with_an_h2_server() {
         let (near, far) = sockets().await;
         let (mine, theirs) = (ca.mint(&id("client")).unwrap(), ca.mint(&id("server")).unwrap());
         let settings = Settings { stream_window: window, frame_size: frame, ..Settings::server() };
-        let serve = tokio::spawn(async move {
-            let (io, _) = tls::accept(far, &theirs, tls::HANDSHAKE_LIMIT).await.unwrap();
-            let mut server = Server::handshake(io, &settings).await.unwrap();
-            while let Some(incoming) = server.next().await {
-                let (mut receive, mut send) = incoming.accept(HeaderMap::new()).unwrap().into_split();
-                tokio::spawn(async move {
-                    while let Some(bytes) = receive.data().await {
-                        send.data(bytes.unwrap()).await.unwrap();
-                    }
-                    send.finish().unwrap();
-                });
-            }
-        });
+        let serve = tokio::spawn(h2_echo(far, theirs, settings));
         let (secured, _) = tls::secured::connect(near, &mine, &[id("server")], tls::HANDSHAKE_LIMIT).await.unwrap();
         let client = Client::start(secured, &own(Settings { stream_window: window, ..Settings::client() }), CancellationToken::new());
         let length = if window == 1 { 500 } else { 4_000_000 };
@@ -408,24 +434,7 @@ async fn an_h2_client_speaks_with_our_server() {
         let client = h2_client::Connection::handshake(io, &settings, CancellationToken::new()).await.unwrap();
         let length = if window == 1 { 500 } else { 4_000_000 };
         let all = join_all((0..5).map(|_| async {
-            let request = wanted("10.0.0.1:80").request;
-            let opened = soon(client.open(&request, Arc::new(()))).await;
-            let Ok((_, stream)) = opened else { panic!("not opened") };
-            let (mut receive, mut send) = stream.into_split();
-            let sent = async {
-                for chunk in noise(length).chunks(70_000) {
-                    send.data(Bytes::copy_from_slice(chunk)).await.unwrap();
-                }
-                send.finish().unwrap();
-            };
-            let got = async {
-                let mut got = Vec::new();
-                while let Some(bytes) = receive.data().await {
-                    got.extend_from_slice(&bytes.unwrap());
-                }
-                got
-            };
-            let ((), got) = soon(async { tokio::join!(sent, got) }).await;
+            let got = soon(h2_exchange(&client, noise(length))).await;
             assert!(got == noise(length));
         }));
         all.await;

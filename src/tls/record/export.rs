@@ -37,7 +37,7 @@ pub struct Exported {
 #[derive(Serialize, Deserialize)]
 pub struct ExportedKeys {
     /// The traffic secret that all keys of this direction, also those to come, are derived from (RFC 8446 §7.2).
-    pub secret: Vec<u8>,
+    pub secret: Secret,
     /// Of the next record.
     pub sequence: u64,
 }
@@ -72,7 +72,7 @@ impl Session {
     /// A secret does not fit the suite.
     pub fn import(exported: Exported) -> Result<Self> {
         let Exported { end, suite, write, read, partial, queued, closed, peer_closed, silent } = exported;
-        let keys = |keys: ExportedKeys| Keys::new(suite, Secret::from(keys.secret), keys.sequence);
+        let keys = |keys: ExportedKeys| Keys::new(suite, keys.secret, keys.sequence);
         let mut session = Self::with(end, keys(write)?, keys(read)?, queued);
         session.messages = Messages::new(end == End::Client, partial);
         session.closed = closed;
@@ -84,7 +84,7 @@ impl Session {
 
 impl ExportedKeys {
     fn of(keys: &Keys) -> Self {
-        Self { secret: keys.secret().bytes().to_vec(), sequence: keys.sequence() }
+        Self { secret: Secret::from(keys.secret().bytes().to_vec()), sequence: keys.sequence() }
     }
 }
 

@@ -1,12 +1,14 @@
 //! The keys of one direction: derived from its traffic secret, used once per sequence number.
 
+use std::fmt;
 use std::hint::black_box;
 
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hkdf;
 use rustls::crypto::aws_lc_rs::cipher_suite;
 use rustls::{CipherSuite, SupportedCipherSuite};
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{HEADER, TRAILER};
 use crate::base::{Error, Result};
@@ -15,6 +17,9 @@ use crate::base::{Error, Result};
 const NONCE: usize = 12;
 
 pub(super) const TAG: usize = 16;
+
+/// Of SHA-384: the longest that a traffic secret can be.
+const LONGEST_HASH: usize = 48;
 
 /// The AEAD of a connection and the hash that its keys are derived with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,11 +72,12 @@ impl Suite {
     }
 }
 
-/// A traffic secret. It has no `Debug`, and is wiped when it is dropped.
-pub(in crate::tls) struct Secret(Vec<u8>);
+/// Bytes that nobody else may know, such as a traffic secret. They have no `Debug`, and are wiped when they are dropped.
+pub struct Secret(Vec<u8>);
 
 impl Secret {
-    pub(super) fn bytes(&self) -> &[u8] {
+    /// For whoever may know them.
+    pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 }
@@ -87,6 +93,40 @@ impl Drop for Secret {
         self.0.fill(0);
         // Without a reader the compiler may leave the wiping out.
         black_box(&self.0);
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        self.bytes().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_seq(InPlace)
+    }
+}
+
+/// Reads a traffic secret into memory that never moves, so that no copy of it stays behind.
+struct InPlace;
+
+impl<'de> Visitor<'de> for InPlace {
+    type Value = Secret;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a traffic secret")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut bytes: A) -> std::result::Result<Secret, A::Error> {
+        let mut secret = Secret::from(vec![0; LONGEST_HASH]);
+        let mut length = 0;
+        while let Some(byte) = bytes.next_element()? {
+            *secret.0.get_mut(length).ok_or_else(|| A::Error::custom("a traffic secret that is too long"))? = byte;
+            length += 1;
+        }
+        secret.0.truncate(length);
+        Ok(secret)
     }
 }
 

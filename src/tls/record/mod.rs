@@ -10,8 +10,7 @@ mod tickets;
 use rustls::{AlertDescription, SupportedCipherSuite};
 
 pub use export::{Exported, ExportedKeys};
-pub(super) use keys::Secret;
-pub use keys::Suite;
+pub use keys::{Secret, Suite};
 pub use open::Opened;
 pub(super) use tickets::Tickets;
 

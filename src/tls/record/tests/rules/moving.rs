@@ -67,3 +67,14 @@ fn what_has_failed_or_does_not_fit_is_not_moved() {
     exported.suite = Suite::Aes256Gcm;
     assert!(Session::import(exported).is_err());
 }
+
+#[test]
+fn a_secret_that_is_none_is_not_taken() {
+    let (near, _) = two();
+    let mut exported = serde_json::to_value(near.export().unwrap()).unwrap();
+    for secret in [vec![7; 49], vec![7; 31], vec![]] {
+        exported["write"]["secret"] = secret.into();
+        let taken: std::result::Result<Exported, _> = serde_json::from_value(exported.clone());
+        assert!(taken.is_err() || Session::import(taken.unwrap()).is_err());
+    }
+}
