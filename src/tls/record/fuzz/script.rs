@@ -16,8 +16,14 @@ const MOST_STEPS_ALONE: usize = 100;
 /// Of application data.
 const SIZES: [usize; 8] = [1, 2, 16, 100, 1000, MAX_PLAINTEXT - 1, MAX_PLAINTEXT, 40_000];
 
+/// Content types, with 0 for none; 20 was change_cipher_spec, 24 is not of TLS 1.3.
+const KINDS: [u8; 8] = [0, 20, ALERT, HANDSHAKE, APPLICATION_DATA, APPLICATION_DATA, 24, 255];
+
+/// Up to more than a record may hold.
+const PADDING: [usize; 8] = [0, 0, 1, 100, MAX_PLAINTEXT - 20, MAX_PLAINTEXT, MAX_PLAINTEXT + 1, 60_000];
+
 /// RFC 8446 §4.6.1: lifetime, age_add, nonce, ticket, no extensions.
-const TICKET: &[u8] = b"\x04\x00\x00\x12\x00\x00\x0e\x10\x01\x02\x03\x04\x01\x07\x00\x05 mine\x00\x00";
+const TICKET: &[u8] = b"\x04\x00\x00\x13\x00\x00\x0e\x10\x01\x02\x03\x04\x01\x07\x00\x05 mine\x00\x00";
 
 pub(super) struct Script<'a> {
     bytes: &'a [u8],
@@ -57,26 +63,32 @@ impl<'a> Script<'a> {
                 let size = SIZES[usize::from(self.byte().unwrap_or_default() % 8)];
                 self.data(&vec![step; size]);
             }
-            4 => self.update(),
+            4 => match step >> 4 {
+                // RFC 8446 §5.1: in two records it is one; with another message behind it, it is none.
+                13 => self.messages(&key_update(true), 2),
+                14 => self.messages(&[&key_update(false), TICKET].concat(), 0),
+                15 => self.messages(&[key_update(false), key_update(false)].concat(), 0),
+                _ => self.update(),
+            },
             5 => self.close(),
             6 => {
                 // Whole, or in two records; alone, or twice.
-                let (cut, message) = (self.byte().unwrap_or_default(), TICKET.repeat(usize::from(step >> 4 & 1) + 1));
-                let (first, second) = message.split_at(usize::from(cut) % message.len());
-                [first, second].into_iter().filter(|piece| !piece.is_empty()).for_each(|piece| self.seal(HANDSHAKE, piece, 0));
+                let (cut, messages) = (self.byte().unwrap_or_default(), TICKET.repeat(usize::from(step >> 4 & 1) + 1));
+                self.messages(&messages, usize::from(cut) % messages.len());
             }
             7 => {
                 let alert = self.byte().unwrap_or_default();
                 self.seal_any(ALERT, vec![step >> 4, alert], 0);
             }
             8 => {
-                let (kind, padding, length) = (self.byte().unwrap_or_default() % 32, self.byte(), self.byte());
-                let mut content = self.some(usize::from(length.unwrap_or_default() % 40)).to_vec();
+                let [kind, padding, length] = [self.byte(), self.byte(), self.byte()].map(Option::unwrap_or_default);
+                let kind = KINDS[usize::from(kind) % KINDS.len()];
+                let mut content = self.some(usize::from(length % 40)).to_vec();
                 if kind == 0 {
                     // All of it is padding.
                     content.fill(0);
                 }
-                self.seal_any(kind, content, usize::from(padding.unwrap_or_default()).pow(2));
+                self.seal_any(kind, content, PADDING[usize::from(padding) % PADDING.len()]);
             }
             9 => {
                 let length = self.byte().unwrap_or_default() % 12;
@@ -138,6 +150,15 @@ impl<'a> Script<'a> {
             _ => self.seal(HANDSHAKE, &key_update(self.records.len().is_multiple_of(2)), 0),
         }
         self.keys.advance().expect("no defect of ours");
+    }
+
+    /// In two records if there is a `cut`. A KeyUpdate at their start changes the key.
+    fn messages(&mut self, messages: &[u8], cut: usize) {
+        let (first, second) = messages.split_at(cut);
+        [first, second].into_iter().filter(|piece| !piece.is_empty()).for_each(|piece| self.seal(HANDSHAKE, piece, 0));
+        if messages.starts_with(&key_update(true)[..4]) {
+            self.keys.advance().expect("no defect of ours");
+        }
     }
 
     fn close(&mut self) {
