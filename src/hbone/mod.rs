@@ -8,6 +8,8 @@
 mod accepted;
 mod client;
 mod core;
+#[cfg(any(test, feature = "counts"))]
+pub mod counts;
 mod dial;
 mod engine;
 mod failure;

@@ -3,6 +3,9 @@
 //! A dial is a task of its own: everybody who needs its tunnel waits for it and gets its error, and it goes on when
 //! they leave. When all places are taken another tunnel is dialled; nobody waits for a place.
 
+#[cfg(any(test, feature = "counts"))]
+pub(super) mod counts;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -55,6 +55,12 @@ impl Client {
         Self { shared, settled }
     }
 
+    /// The handle of a tunnel that nobody serves.
+    #[cfg(any(test, feature = "counts"))]
+    pub(in crate::hbone) fn without_engine() -> Self {
+        Self { shared: Shared::new(100), settled: watch::channel(true).1 }
+    }
+
     /// Waits until the peer's limits are known. An error if the tunnel ends first.
     pub(in crate::hbone) async fn settled(&self) -> Result<()> {
         let mut settled = self.settled.clone();

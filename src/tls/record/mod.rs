@@ -2,6 +2,8 @@
 
 mod export;
 mod fault;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod keys;
 mod message;
 mod open;

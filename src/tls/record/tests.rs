@@ -1,5 +1,6 @@
 //! Sessions on real sockets, with rustls or another session at the other end.
 
+mod hostile;
 mod link;
 mod rules;
 mod transfer;
