@@ -421,7 +421,7 @@ impl<O: Owner> Engine<O> {
             State::Carried(carried) => match torn {
                 // It has ended the stream and wants no more (RFC 9113 §8.1): what it sent is complete.
                 Torn::ByPeer(Reason::NO_ERROR) if ended => {
-                    carried.reading = Reading::Done;
+                    carried.reading = Reading::Unwanted;
                     carried.watch();
                     self.touched.push(slot);
                 }
@@ -445,6 +445,9 @@ impl<O: Owner> Engine<O> {
         if let Some(Place { state: State::Carried(mut carried), .. }) = self.places.get_mut(slot as usize).and_then(Option::take) {
             if tear {
                 carried.tear();
+            } else if carried.reading == Reading::Unwanted {
+                tokio::spawn(carried.part());
+                return;
             }
             carried.settle(outcome);
         }
@@ -491,7 +494,7 @@ impl<O: Owner> Engine<O> {
             match place.state {
                 State::Asked(gone) => drop(gone.map(|gone| gone.send(error.clone()))),
                 // All of it is here; only the application has not taken it yet.
-                State::Carried(carried) if place.ended && carried.reading == Reading::Done => {
+                State::Carried(carried) if place.ended && carried.has_said_all() => {
                     tokio::spawn(carried.hand_over_the_rest(place.queue));
                 }
                 State::Carried(mut carried) => {

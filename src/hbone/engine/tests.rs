@@ -10,6 +10,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
+mod parting;
+
 use super::*;
 use crate::base::addr::NextHop;
 use crate::base::deadline;
