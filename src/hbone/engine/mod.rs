@@ -432,8 +432,7 @@ impl<O: Owner> Engine<O> {
                         carried.give_back(error);
                     }
                 }
-                // How a proxy passes on its application's own reset.
-                Torn::ByPeer(Reason::CANCEL) if carried.answered => self.finish(slot, Ok(()), true),
+                Torn::ByPeer(reason) if carried.answered && reason.is_of_application() => self.finish(slot, Ok(()), true),
                 torn => self.finish(slot, Err(torn_error("the stream", torn)), true),
             },
         }
@@ -558,7 +557,7 @@ const LINGER: Duration = Duration::from_secs(5);
 
 fn torn_error(doing: &str, torn: Torn) -> Error {
     match torn {
-        Torn::ByPeer(Reason::CANCEL) => {
+        Torn::ByPeer(reason) if reason.is_of_application() => {
             Error::new(&code::STREAM_RESET, format!("{doing}: the application behind the peer reset the connection"))
         }
         Torn::ByPeer(Reason::NO_ERROR) => Error::new(&code::PEER_CLOSED, format!("{doing}: the peer needs nothing more")),

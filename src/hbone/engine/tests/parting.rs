@@ -1,5 +1,6 @@
 //! How a server may end a stream whose client is not done, told by the `h2` crate.
 
+use h2::Reason as Why;
 use h2::server::SendResponse;
 
 use super::*;
@@ -63,4 +64,25 @@ async fn an_application_that_does_not_take_its_answer_can_be_cut() {
     let (mut application, carried) = answered_early().await;
     carried.abort();
     soon(talk(&mut application)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_of_the_application_behind_the_peer_is_no_failure() {
+    // (how the peer tells it, how the connection ended)
+    for (reason, expected) in [(Why::CANCEL, None), (Why::CONNECT_ERROR, None), (Why::INTERNAL_ERROR, Some(code::RELAY_FAILED.id))] {
+        let client = served(move |mut body, mut respond| async move {
+            let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+            send.send_data("go on".into(), false).unwrap();
+            body.data().await.unwrap().unwrap();
+            send.send_reset(reason);
+        })
+        .await;
+        let (mut application, near, _) = app(Side::Client).await;
+        let carried = tokio::spawn(client.carry(request("10.0.0.1:80"), near));
+        soon(application.read_exact(&mut [0; 5])).await.unwrap();
+        application.write_all(b"question").await.unwrap();
+        soon(application.read(&mut [0; 1])).await.expect_err("it is reset");
+        let ended = over(soon(carried).await.unwrap()).err().map(|error| error.code().id);
+        assert_eq!(ended, expected, "{reason:?}");
+    }
 }
