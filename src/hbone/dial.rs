@@ -23,6 +23,8 @@ pub struct Key {
     pub addr: SocketAddr,
     /// The address to connect from, if that matters.
     pub source_ip: Option<IpAddr>,
+    /// Who listens there ends tunnels itself, as a waypoint does: it is not the proxy of a node.
+    pub gateway: bool,
 }
 
 /// What is asked of a peer for an application.

@@ -1,5 +1,6 @@
 //! What an error of the engine means.
 
+use super::core::Reason;
 use crate::base::{Error, code};
 
 /// An error of one stream, seen while `doing`.
@@ -16,8 +17,7 @@ pub(super) fn of_stream(doing: &str, error: h2::Error) -> Error {
 
 /// The peer's reset of one stream.
 pub(super) fn of_reset(doing: &str, reason: h2::Reason) -> Error {
-    // RFC 9113 §7: CANCEL says "no longer needed", which is how a proxy passes on its application's own reset.
-    if reason == h2::Reason::CANCEL {
+    if Reason(reason.into()).is_of_application() {
         return Error::new(&code::STREAM_RESET, format!("{doing}: the application behind the peer reset the connection"));
     }
     // RFC 9113 §8.1: whoever has answered in full may say so that nothing more is needed.

@@ -367,7 +367,9 @@ impl Shared {
         let io = deadline(self.settings.connect_limit, &code::TUNNEL_TIMEOUT, &what, self.dialer.dial(key))
             .await?
             .map_err(|error| unreachable(&what, error))?;
-        let (limit, settings, cut) = (self.settings.handshake_limit, &self.settings.tunnel, self.cut.child_token());
+        let (limit, cut) = (self.settings.handshake_limit, self.cut.child_token());
+        // Envoy drops what does not fit into the window when the application behind it ends a connection first.
+        let settings = &Settings { whole_window: key.gateway, ..self.settings.tunnel.clone() };
         let (connection, peer) = match (settings.engine, io) {
             (Engine::Own, Io::Tcp(socket)) => {
                 let (secured, peer) = tls::secured::connect(socket, &certificate, &key.destinations, limit).await?;

@@ -23,6 +23,8 @@ pub struct Settings {
     pub stream_window: u32,
     /// The same for all streams of a tunnel together (HTTP2_CONNECTION_WINDOW_SIZE).
     pub connection_window: u32,
+    /// All of that from the start, not only what the network needs: what is urgent may have to wait behind it.
+    pub whole_window: bool,
     /// Largest frame that a peer may send (HTTP2_FRAME_SIZE).
     pub frame_size: u32,
     /// Bytes of headers that a peer may send.
@@ -53,6 +55,7 @@ impl Settings {
             engine: Engine::H2,
             stream_window: 4 << 20,
             connection_window: 16 << 20,
+            whole_window: false,
             frame_size: 1 << 20,
             header_list: 64 * 1024,
             send_buffer: 400 * 1024,
@@ -69,6 +72,7 @@ impl Settings {
         Local {
             stream_window: self.stream_window,
             connection_window: self.connection_window,
+            whole_window: self.whole_window,
             frame_size: self.frame_size,
             header_list: self.header_list,
             max_streams: self.max_streams,

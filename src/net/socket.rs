@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -224,6 +224,30 @@ fn all_or_note(stream: &TcpStream, interest: Interest, want: usize, mut io: impl
 /// No more to come. A peer that is gone already needs no telling.
 pub fn finish(stream: &TcpStream) {
     let _ = SockRef::from(stream).shutdown(std::net::Shutdown::Write);
+}
+
+/// Waits until the other side's kernel has all that was written, or the connection is broken: closing a socket with unread
+/// bytes makes the kernel send RST and drop the rest.
+pub async fn delivered(stream: &TcpStream) {
+    // There is no event for it.
+    let mut pause = Duration::from_millis(1);
+    while outstanding(stream).is_ok_and(|bytes| bytes > 0) {
+        let broken = tokio::time::timeout(pause, stream.ready(Interest::ERROR)).await;
+        if broken.is_ok() {
+            return;
+        }
+        pause = (pause * 2).min(Duration::from_millis(250));
+    }
+}
+
+/// Bytes that were written and are not acknowledged.
+#[expect(unsafe_code, reason = "the kernel puts a number where it is told")]
+fn outstanding(stream: &TcpStream) -> io::Result<nix::libc::c_int> {
+    let mut bytes = 0;
+    // SAFETY: TIOCOUTQ of a socket writes one int.
+    let result = unsafe { nix::libc::ioctl(stream.as_raw_fd(), nix::libc::TIOCOUTQ, &mut bytes) };
+    nix::errno::Errno::result(result)?;
+    Ok(bytes)
 }
 
 /// Closing the socket will send RST instead of FIN.

@@ -59,7 +59,7 @@ enum Via {
     /// As it is.
     Plain,
     /// In a tunnel, to this target, whose proxy has one of these identities.
-    Tunnel { authority: String, destinations: Vec<SpiffeId> },
+    Tunnel { authority: String, destinations: Vec<SpiffeId>, gateway: bool },
 }
 
 fn plan(pod: &Pod, client: ClientAddr, original: OrigDst, local: Option<SocketAddr>) -> Result<Plan> {
@@ -77,7 +77,8 @@ fn plan(pod: &Pod, client: ClientAddr, original: OrigDst, local: Option<SocketAd
             Protocol::TCP => plan(NextHop::new(upstream.addr), Via::Plain, Some(upstream.workload), upstream.service),
             Protocol::HBONE => {
                 let hop = NextHop::new(SocketAddr::new(upstream.addr.ip(), HBONE_PORT));
-                let via = Via::Tunnel { authority: upstream.addr.to_string(), destinations: upstream.identities()? };
+                let gateway = upstream.workload.native_tunnel;
+                let via = Via::Tunnel { authority: upstream.addr.to_string(), destinations: upstream.identities()?, gateway };
                 plan(hop, via, Some(upstream.workload), upstream.service)
             }
         },
@@ -86,7 +87,7 @@ fn plan(pod: &Pod, client: ClientAddr, original: OrigDst, local: Option<SocketAd
                 Owner::Service(service) => Some(service),
                 Owner::Workload(_) => None,
             };
-            let via = Via::Tunnel { authority: original.to_string(), destinations: waypoint.identities()? };
+            let via = Via::Tunnel { authority: original.to_string(), destinations: waypoint.identities()?, gateway: true };
             plan(NextHop::new(waypoint.addr), via, Some(waypoint.workload), service)
         }
     })
@@ -108,7 +109,7 @@ enum Way {
 fn begin(pod: &Pod, client: ClientAddr, original: OrigDst, plan: Plan) -> Begun {
     let (hbone_target, destination_id) = match &plan.via {
         Via::Plain => (None, None),
-        Via::Tunnel { authority, destinations } => (Some(authority.as_str().into()), destinations.first()),
+        Via::Tunnel { authority, destinations, .. } => (Some(authority.as_str().into()), destinations.first()),
     };
     let tunnelled = hbone_target.is_some();
     let parties = Parties {
@@ -123,10 +124,10 @@ fn begin(pod: &Pod, client: ClientAddr, original: OrigDst, plan: Plan) -> Begun 
     let listed = pod.connections.outbound(original, connection.clone());
     let way = match plan.via {
         Via::Plain => Way::Plain(plan.hop),
-        Via::Tunnel { authority, destinations } => {
+        Via::Tunnel { authority, destinations, gateway } => {
             let service_host = plan.service.as_ref().map(|service| &*service.hostname);
             let headers = headers::request(&plan.source, client.addr(), service_host, pod.shared.settings.baggage);
-            let key = hbone::Key { source: plan.identity, destinations, addr: plan.hop.addr(), source_ip: Some(client.ip()) };
+            let key = hbone::Key { source: plan.identity, destinations, addr: plan.hop.addr(), source_ip: Some(client.ip()), gateway };
             Way::Tunnel(Box::new(hbone::Wanted { key, request: hbone::Request { authority, headers } }))
         }
     };

@@ -23,6 +23,7 @@ mod hbone {
     const LOCAL: Local = Local {
         stream_window: 65_535,
         connection_window: 65_535,
+        whole_window: false,
         frame_size: 16_384,
         header_list: 16_384,
         max_streams: 100,

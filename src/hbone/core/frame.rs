@@ -64,6 +64,7 @@ impl Reason {
     pub(in crate::hbone) const REFUSED_STREAM: Self = Self(7);
     pub(in crate::hbone) const CANCEL: Self = Self(8);
     pub(in crate::hbone) const COMPRESSION_ERROR: Self = Self(9);
+    pub(in crate::hbone) const CONNECT_ERROR: Self = Self(10);
     pub(in crate::hbone) const ENHANCE_YOUR_CALM: Self = Self(11);
 }
 
@@ -86,6 +87,14 @@ impl std::fmt::Display for Reason {
             13 => "HTTP_1_1_REQUIRED",
             other => return write!(f, "error code {other}"),
         })
+    }
+}
+
+impl Reason {
+    /// Whether a proxy passes on its application's own reset: as an error of the TCP connection (RFC 9113 §8.5), or as "no
+    /// longer needed" (§7).
+    pub(in crate::hbone) fn is_of_application(self) -> bool {
+        matches!(self, Self::CANCEL | Self::CONNECT_ERROR)
     }
 }
 

@@ -60,6 +60,8 @@ pub(super) struct Local {
     pub(super) stream_window: u32,
     /// Bytes of all streams that may be on their way.
     pub(super) connection_window: u32,
+    /// That much from the start, whatever the network needs.
+    pub(super) whole_window: bool,
     /// Largest frame.
     pub(super) frame_size: u32,
     /// Bytes of headers.
@@ -209,7 +211,7 @@ impl Connection {
             streams: Table::default(),
             send_window: i64::from(frame::DEFAULT_WINDOW),
             receive_window: i64::from(frame::DEFAULT_WINDOW),
-            window: Window::new(local.connection_window),
+            window: Window::new(local.connection_window, local.whole_window),
             holding: false,
             held: 0,
             next_id: 1,

@@ -20,6 +20,7 @@ const STALE: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Window {
     size: u32,
+    least: u32,
     most: u32,
     /// What has come and is not told to the peer as taken; below zero while the window becomes smaller.
     owed: i64,
@@ -30,9 +31,10 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// Never above `most`.
-    pub(super) fn new(most: u32) -> Self {
-        Self { size: most.min(LEAST), most, owed: 0, round_trip: None, since: Duration::ZERO, bytes: 0 }
+    /// Never above `most`; `whole`: never below it either.
+    pub(super) fn new(most: u32, whole: bool) -> Self {
+        let least = if whole { most } else { most.min(LEAST) };
+        Self { size: least, least, most, owed: 0, round_trip: None, since: Duration::ZERO, bytes: 0 }
     }
 
     pub(super) fn size(&self) -> u32 {
@@ -75,7 +77,7 @@ impl Window {
         let wanted = on_its_way.saturating_mul(2);
         let size = match u64::from(self.size) {
             size if wanted > size => self.size.saturating_mul(2).min(self.most),
-            size if wanted < size / 2 => (self.size / 2).max(LEAST.min(self.most)),
+            size if wanted < size / 2 => (self.size / 2).max(self.least),
             _ => self.size,
         };
         self.owed += i64::from(size) - i64::from(self.size);
@@ -89,7 +91,7 @@ mod tests {
 
     /// A sender that always has more, over a network of this round trip, to a receiver that takes `rate` bytes a second.
     fn settled(round_trip: Duration, rate: u64) -> u32 {
-        let mut window = Window::new(16 << 20);
+        let mut window = Window::new(16 << 20, false);
         window.round_trip(round_trip);
         let (mut now, mut may) = (Duration::ZERO, i64::from(window.size()));
         for _ in 0..2_000 {
@@ -113,7 +115,7 @@ mod tests {
 
     #[test]
     fn a_window_that_is_not_needed_any_more_becomes_smaller_without_taking_back() {
-        let mut window = Window::new(16 << 20);
+        let mut window = Window::new(16 << 20, false);
         window.round_trip(Duration::from_millis(10));
         (window.size, window.since) = (16 << 20, Duration::ZERO);
         let mut told = 0;
@@ -126,9 +128,19 @@ mod tests {
 
     #[test]
     fn a_small_window_stays_as_it_was_set() {
-        let mut window = Window::new(1);
+        let mut window = Window::new(1, false);
         window.round_trip(Duration::from_millis(1));
         assert_eq!(window.came(1, Duration::from_secs(1)), Some(1));
         assert_eq!(window.size(), 1);
+    }
+
+    #[test]
+    fn a_whole_window_stays_whole() {
+        let mut window = Window::new(16 << 20, true);
+        window.round_trip(Duration::from_micros(100));
+        for step in 1..100 {
+            window.came(10_000, Duration::from_millis(step * 50));
+            assert_eq!(window.size(), 16 << 20);
+        }
     }
 }

@@ -12,6 +12,7 @@ const LOCAL: Local = Local {
     // Just so small that 16 KiB are a quarter of it: each frame is answered.
     stream_window: 65_536,
     connection_window: 16 << 20,
+    whole_window: false,
     frame_size: 1 << 20,
     header_list: 64 << 10,
     max_streams: 100,

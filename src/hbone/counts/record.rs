@@ -27,7 +27,7 @@ pub(super) fn open(size: usize, times: u32) {
 
 /// Under keys that everybody knows.
 fn session(end: End) -> Session {
-    let keys = |of| ExportedKeys { secret: vec![if of == End::Client { 1 } else { 2 }; 32], sequence: 0 };
+    let keys = |of| ExportedKeys { secret: vec![if of == End::Client { 1 } else { 2 }; 32].into(), sequence: 0 };
     let (write, read) = match end {
         End::Client => (keys(End::Client), keys(End::Server)),
         End::Server => (keys(End::Server), keys(End::Client)),

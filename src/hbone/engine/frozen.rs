@@ -150,6 +150,7 @@ pub(super) struct Sought {
     destinations: Vec<String>,
     addr: SocketAddr,
     source_ip: Option<IpAddr>,
+    gateway: bool,
     request: Written,
 }
 
@@ -161,6 +162,7 @@ impl From<&Wanted> for Sought {
             destinations: key.destinations.iter().map(SpiffeId::to_string).collect(),
             addr: key.addr,
             source_ip: key.source_ip,
+            gateway: key.gateway,
             request: (&head).into(),
         }
     }
@@ -170,7 +172,7 @@ impl Sought {
     pub(super) fn wanted(self) -> Result<Wanted> {
         let id = |text: &String| text.parse::<SpiffeId>().map_err(|_| unreadable("an identity that is none"));
         let destinations = self.destinations.iter().map(id).collect::<Result<_>>()?;
-        let key = Key { source: id(&self.source)?, destinations, addr: self.addr, source_ip: self.source_ip };
+        let key = Key { source: id(&self.source)?, destinations, addr: self.addr, source_ip: self.source_ip, gateway: self.gateway };
         let Head { authority, headers, .. } = self.request.head()?;
         Ok(Wanted { key, request: Request { authority, headers } })
     }

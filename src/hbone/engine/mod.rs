@@ -441,7 +441,7 @@ impl<O: Owner> Engine<O> {
             State::Carried(carried) => match torn {
                 // It has ended the stream and wants no more (RFC 9113 §8.1): what it sent is complete.
                 Torn::ByPeer(Reason::NO_ERROR) if ended => {
-                    carried.reading = Reading::Done;
+                    carried.reading = Reading::Unwanted;
                     carried.watch();
                     self.touched.push(slot);
                 }
@@ -452,8 +452,7 @@ impl<O: Owner> Engine<O> {
                         carried.give_back(error);
                     }
                 }
-                // How a proxy passes on its application's own reset.
-                Torn::ByPeer(Reason::CANCEL) if carried.answered => self.finish(slot, Ok(()), true),
+                Torn::ByPeer(reason) if carried.answered && reason.is_of_application() => self.finish(slot, Ok(()), true),
                 torn => self.finish(slot, Err(torn_error("the stream", torn)), true),
             },
         }
@@ -465,6 +464,9 @@ impl<O: Owner> Engine<O> {
         if let Some(Place { state: State::Carried(mut carried), .. }) = self.places.get_mut(slot as usize).and_then(Option::take) {
             if tear {
                 carried.tear();
+            } else if carried.reading == Reading::Unwanted {
+                tokio::spawn(carried.part());
+                return;
             }
             carried.settle(outcome);
         }
@@ -511,7 +513,7 @@ impl<O: Owner> Engine<O> {
             match place.state {
                 State::Asked { gone, .. } => drop(gone.send(error.clone())),
                 // All of it is here; only the application has not taken it yet.
-                State::Carried(carried) if place.ended && carried.reading == Reading::Done => {
+                State::Carried(carried) if place.ended && carried.has_said_all() => {
                     tokio::spawn(carried.hand_over_the_rest(place.queue));
                 }
                 State::Carried(mut carried) => {
@@ -575,7 +577,7 @@ const LINGER: Duration = Duration::from_secs(5);
 
 fn torn_error(doing: &str, torn: Torn) -> Error {
     match torn {
-        Torn::ByPeer(Reason::CANCEL) => {
+        Torn::ByPeer(reason) if reason.is_of_application() => {
             Error::new(&code::STREAM_RESET, format!("{doing}: the application behind the peer reset the connection"))
         }
         Torn::ByPeer(Reason::NO_ERROR) => Error::new(&code::PEER_CLOSED, format!("{doing}: the peer needs nothing more")),

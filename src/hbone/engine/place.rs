@@ -83,6 +83,8 @@ pub(super) enum Reading {
     Blocked,
     /// There are no more.
     Done,
+    /// The peer wants no more of them.
+    Unwanted,
 }
 
 impl Carried {
@@ -171,9 +173,14 @@ impl Carried {
         socket::reset(&self.socket);
     }
 
+    /// Nothing more is taken from the application.
+    pub(super) fn has_said_all(&self) -> bool {
+        matches!(self.reading, Reading::Done | Reading::Unwanted)
+    }
+
     /// Both directions are done.
     pub(super) fn is_over(&self) -> bool {
-        self.shut && self.reading == Reading::Done
+        self.shut && self.has_said_all()
     }
 
     pub(super) fn settle(&mut self, outcome: Result<()>) {
@@ -200,7 +207,7 @@ impl Carried {
         match tokio::time::timeout(REST, all).await {
             Ok(Ok(())) => {
                 self.shut();
-                self.settle(Ok(()));
+                self.part().await;
             }
             Ok(Err(error)) => {
                 let outcome = of_app(self.side, error);
@@ -211,6 +218,25 @@ impl Carried {
                 self.settle(Err(Error::new(&code::PEER_CLOSED, "the application did not take what came before the tunnel ended")));
             }
         }
+    }
+
+    /// Lets go of an application that was told all. One whose bytes nobody wants has to have it first (RFC 9113 §8.1).
+    pub(super) async fn part(mut self) {
+        self.watch = None;
+        if self.reading == Reading::Unwanted {
+            let socket = self.socket.clone();
+            let let_go = async {
+                match &mut self.done {
+                    Some(done) => done.closed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = tokio::time::timeout(REST, socket::delivered(&socket)) => {}
+                () = let_go => self.tear(),
+            }
+        }
+        self.settle(Ok(()));
     }
 
     /// Gives the connection back to be tried elsewhere.

@@ -12,6 +12,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
+mod parting;
+
 use super::*;
 use crate::base::addr::NextHop;
 use crate::base::deadline;
@@ -93,7 +95,13 @@ async fn app(side: Side) -> (TcpStream, App, Arc<Bytes2>) {
 }
 
 fn wanted(authority: &str) -> Box<Wanted> {
-    let key = Key { source: id("client"), destinations: vec![id("server")], addr: ([10, 0, 0, 1], 15008).into(), source_ip: None };
+    let key = Key {
+        source: id("client"),
+        destinations: vec![id("server")],
+        addr: ([10, 0, 0, 1], 15008).into(),
+        source_ip: None,
+        gateway: false,
+    };
     Box::new(Wanted { key, request: Request { authority: authority.to_owned(), headers: HeaderMap::new() } })
 }
 

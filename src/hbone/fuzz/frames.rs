@@ -8,6 +8,7 @@ use super::super::core::{Connection, Event, Local, Role, Slot};
 const LOCAL: Local = Local {
     stream_window: 300,
     connection_window: 70_000,
+    whole_window: false,
     frame_size: 20_000,
     header_list: 500,
     max_streams: 3,

@@ -35,6 +35,7 @@ fn key() -> Key {
         destinations: vec![id("payment")],
         addr: ([10, 244, 2, 1], 15008).into(),
         source_ip: Some([10, 244, 1, 9].into()),
+        gateway: false,
     }
 }
 

@@ -38,7 +38,7 @@ fn id(name: &str) -> SpiffeId {
 }
 
 fn key() -> Key {
-    Key { source: id("client"), destinations: vec![id("server")], addr: "10.0.0.2:15008".parse().unwrap(), source_ip: None }
+    Key { source: id("client"), destinations: vec![id("server")], addr: "10.0.0.2:15008".parse().unwrap(), source_ip: None, gateway: false }
 }
 
 impl Dialer for Net {

