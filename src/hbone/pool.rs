@@ -164,7 +164,7 @@ impl Pool {
     /// # Errors
     /// The peer cannot be reached, is not who it should be, refuses the request or does not answer it; or the connection
     /// broke. A request that the peer did not touch is repeated once on another tunnel before.
-    pub async fn carry(&self, mut wanted: Box<Wanted>, mut app: App) -> Result<()> {
+    pub async fn carry(&self, mut wanted: Box<Wanted>, mut app: Box<App>) -> Result<()> {
         let mut avoid = None;
         loop {
             // On the heap and gone while the connection lasts: most of its state is of a dial.
@@ -174,7 +174,7 @@ impl Pool {
                 Outcome::Again(again, what, error) if avoid.is_none() => {
                     tracing::debug!(%error, tunnel = lease.tunnel.id, "request repeated on another tunnel");
                     avoid = Some(lease.tunnel.id);
-                    (app, wanted) = (again, what);
+                    (app, wanted) = (Box::new(again), what);
                 }
                 Outcome::Again(app, _, error) => {
                     app.reset();
@@ -184,7 +184,7 @@ impl Pool {
         }
     }
 
-    async fn hand_over(&self, wanted: Box<Wanted>, app: App, avoid: Option<u64>) -> Result<(Lease, Carrying)> {
+    async fn hand_over(&self, wanted: Box<Wanted>, app: Box<App>, avoid: Option<u64>) -> Result<(Lease, Carrying)> {
         let lease = match self.shared.place(&wanted.key, avoid).await {
             Ok((lease, _)) => lease,
             Err(error) => {
@@ -196,7 +196,7 @@ impl Pool {
             app.reset();
             return Err(Error::internal("carrying needs an engine of our own"));
         };
-        let carrying = client.carry(wanted, app);
+        let carrying = client.carry(wanted, *app);
         Ok((lease, carrying))
     }
 

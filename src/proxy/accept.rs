@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
@@ -83,10 +84,9 @@ async fn end_all(open: Arc<Open>, ending: Ending) {
 /// `serve` is told on which thread it runs.
 ///
 /// `permits` bounds the connections that are open at once: at the bound new ones wait in the kernel's queue.
-pub(super) async fn accept<F, Fut>(listener: TcpListener, permits: Arc<Semaphore>, mut drain: Watch, spread: Spread, serve: F)
+pub(super) async fn accept<F>(listener: TcpListener, permits: Arc<Semaphore>, mut drain: Watch, spread: Spread, serve: F)
 where
-    F: Fn(TcpStream, usize) -> Fut + Clone + Send + 'static,
-    Fut: Future<Output = ()> + Send + 'static,
+    F: Fn(TcpStream, usize) -> BoxFuture<'static, ()> + Clone + Send + 'static,
 {
     let open = Arc::new(Open { next: AtomicU64::new(0), tasks: Mutex::new(Some(HashMap::new())) });
     tokio::spawn(end_all(open.clone(), drain.ending()));
@@ -99,8 +99,7 @@ where
             let _held = (permit, place, drain, listed);
             // It fails when there are no descriptors; the peer then sees the connection end.
             let Ok(stream) = moving.and_then(Moving::arrive) else { return };
-            // On the heap: else the compiler keeps room for it twice.
-            Box::pin(serve(stream, worker)).await;
+            serve(stream, worker).await;
         });
     };
     let mode = loop {

@@ -1,7 +1,10 @@
 //! Connections that a pod's application opens: where to, and through what.
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+
+use futures::future::BoxFuture;
 
 use tokio::net::TcpStream;
 
@@ -22,10 +25,39 @@ use crate::net::socket;
 use crate::telemetry::tcp::{Connection, Direction, Ends, Parties, refuse};
 
 /// Serves one captured connection from accept to end.
-pub(super) async fn serve(pod: Arc<Pod>, app: TcpStream, worker: usize) {
-    let _held = pod.shared.metrics.socket("source");
-    if let Some(begun) = accept(&pod, &app) {
-        carry(pod, app, worker, begun).await;
+pub(super) fn serve(pod: Arc<Pod>, app: TcpStream, worker: usize) -> BoxFuture<'static, ()> {
+    let held = pod.shared.metrics.socket("source");
+    let Some(Begun { way, connection, listed }) = accept(&pod, &app) else { return Box::pin(std::future::ready(())) };
+    let keeps = (held, listed);
+    match way {
+        Way::Tunnel(wanted) if pod.shared.settings.http2.engine == Engine::Warren => {
+            Box::pin(carry(pod, worker, wanted, app, connection, keeps))
+        }
+        way => Box::pin(async move {
+            let _keeps = keeps;
+            let result = match way {
+                Way::Plain(hop) => plain(&pod, app, hop, &connection).await,
+                Way::Tunnel(wanted) => tunnel(&pod, app, worker, *wanted, &connection).await,
+            };
+            connection.finish(result);
+        }),
+    }
+}
+
+/// What lasts as long as a connection in a tunnel is kept small: there are many of them, and most are idle.
+pub(super) fn carry(
+    pod: Arc<Pod>,
+    worker: usize,
+    wanted: Box<hbone::Wanted>,
+    app: TcpStream,
+    connection: Arc<Connection>,
+    keeps: impl Send,
+) -> impl Future<Output = ()> {
+    let app = Box::new(App::new(app, Side::Client, connection.clone()));
+    async move {
+        let _keeps = keeps;
+        let result = pod.pool(worker).carry(wanted, app).await;
+        connection.finish(result);
     }
 }
 
@@ -97,7 +129,7 @@ fn plan(pod: &Pod, client: ClientAddr, original: OrigDst, local: Option<SocketAd
 struct Begun {
     way: Way,
     connection: Arc<Connection>,
-    _listed: OutboundGuard,
+    listed: OutboundGuard,
 }
 
 /// The first steps of a connection that lasts.
@@ -131,18 +163,7 @@ fn begin(pod: &Pod, client: ClientAddr, original: OrigDst, plan: Plan) -> Begun 
             Way::Tunnel(Box::new(hbone::Wanted { key, request: hbone::Request { authority, headers } }))
         }
     };
-    Begun { way, connection, _listed: listed }
-}
-
-async fn carry(pod: Arc<Pod>, app: TcpStream, worker: usize, Begun { way, connection, _listed }: Begun) {
-    let result = match way {
-        Way::Plain(hop) => Box::pin(plain(&pod, app, hop, &connection)).await,
-        Way::Tunnel(wanted) if pod.shared.settings.http2.engine == Engine::Warren => {
-            pod.pool(worker).carry(wanted, App::new(app, Side::Client, connection.clone())).await
-        }
-        Way::Tunnel(wanted) => Box::pin(tunnel(&pod, app, worker, *wanted, &connection)).await,
-    };
-    connection.finish(result);
+    Begun { way, connection, listed }
 }
 
 async fn plain(pod: &Pod, app: TcpStream, hop: NextHop, connection: &Connection) -> Result<()> {

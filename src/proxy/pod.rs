@@ -356,10 +356,10 @@ fn spawn_listeners(pod: &Arc<Pod>, [out, plain, tunnels]: [TcpListener; 3], watc
     let serve = move |stream, worker| outbound::serve(owner.clone(), stream, worker);
     tokio::spawn(accept::accept(out, permits(limits.outbound), watch.clone(), spread(Kind::Outbound), serve));
     let owner = pod.clone();
-    let serve = move |stream, _| passthrough::serve(owner.clone(), stream);
+    let serve = move |stream, _| Box::pin(passthrough::serve(owner.clone(), stream)) as BoxFuture<'static, ()>;
     tokio::spawn(accept::accept(plain, permits(limits.strangers), watch.clone(), spread(Kind::Passthrough), serve));
     let (owner, drain) = (pod.clone(), watch.clone());
-    let serve = move |stream, _| inbound::serve(owner.clone(), stream, drain.clone());
+    let serve = move |stream, _| Box::pin(inbound::serve(owner.clone(), stream, drain.clone())) as BoxFuture<'static, ()>;
     tokio::spawn(accept::accept(tunnels, permits(limits.tunnels), watch.clone(), spread(Kind::Tunnel), serve));
 }
 

@@ -69,7 +69,7 @@ impl App {
     }
 
     /// Closing it will send RST instead of FIN: the application must not take a refusal for an empty answer.
-    pub(in crate::hbone) fn reset(self) {
+    pub(in crate::hbone) fn reset(&self) {
         socket::reset(&self.socket);
     }
 }
