@@ -7,11 +7,15 @@
 mod app;
 mod buffer;
 mod client;
+mod commands;
 mod inward;
+#[cfg(test)]
+mod model;
 mod outward;
 mod place;
 mod queue;
 mod server;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod turns;
@@ -33,6 +37,7 @@ use tokio::time::{Instant, Sleep};
 pub use self::app::{App, Count, Side};
 use self::buffer::Stretch;
 pub(super) use self::client::{Carrying, Client};
+use self::commands::Commands;
 pub(super) use self::place::Outcome;
 use self::place::{Carried, Place, Reading, State, of_app};
 use self::queue::Queue;
@@ -87,8 +92,7 @@ struct Answering {
 /// What the engine shares with those outside.
 struct Shared {
     woken: Arc<Woken>,
-    /// `None` when the tunnel is over.
-    commands: Mutex<Option<Vec<Command>>>,
+    commands: Commands<Command>,
     link: Link,
     /// What the peer's limits allow, or nothing any more.
     limits: Mutex<Limits>,
@@ -103,12 +107,7 @@ struct Limits {
 impl Shared {
     /// Gives the command back when the tunnel is over.
     fn send(&self, command: Command) -> std::result::Result<(), Command> {
-        match &mut *self.commands.lock() {
-            Some(commands) => commands.push(command),
-            None => return Err(command),
-        }
-        self.woken.wake();
-        Ok(())
+        self.commands.send(command)
     }
 }
 
@@ -277,10 +276,8 @@ impl<O: Owner> Engine<O> {
 
     /// Does what was asked from outside.
     fn obey(&mut self) -> bool {
-        let commands = match &mut *self.shared.commands.lock() {
-            Some(commands) if !commands.is_empty() => std::mem::take(commands),
-            _ => return false,
-        };
+        let commands = self.shared.commands.take();
+        let busy = !commands.is_empty();
         for command in commands {
             match command {
                 Command::Open(opening) => self.open(*opening),
@@ -316,7 +313,7 @@ impl<O: Owner> Engine<O> {
                 }
             }
         }
-        true
+        busy
     }
 
     fn open(&mut self, Opening { request, app, done }: Opening) {
@@ -485,7 +482,7 @@ impl<O: Owner> Engine<O> {
         self.shared.link.end(reason);
         self.owner.ended();
         self.shared.limits.lock().usable = false;
-        let late = self.shared.commands.lock().take();
+        let late = self.shared.commands.close();
         let error = self.shared.reason();
         for place in std::mem::take(&mut self.places).into_iter().flatten() {
             match place.state {
@@ -500,10 +497,15 @@ impl<O: Owner> Engine<O> {
                 }
             }
         }
-        for command in late.into_iter().flatten() {
-            // Nothing of it was done.
-            if let Command::Open(opening) = command {
-                Carried::new(opening.app, false, opening.done).give_back(error.clone());
+        for command in late {
+            match command {
+                // Nothing of it was done.
+                Command::Open(opening) => Carried::new(opening.app, false, opening.done).give_back(error.clone()),
+                Command::Answer(answering) => {
+                    answering.app.reset();
+                    let _ = answering.done.send(Outcome::Done(Err(error.clone())));
+                }
+                Command::Refuse { .. } | Command::Reset { .. } | Command::Drain => {}
             }
         }
         tracing::trace!(orderly, "tunnel over");
@@ -547,6 +549,28 @@ impl<O: Owner> Engine<O> {
         };
         // Whether the peer answers or not, the connection is over.
         let _: std::result::Result<std::io::Result<()>, _> = tokio::time::timeout(LINGER, parting).await;
+    }
+}
+
+impl<O> Drop for Engine<O> {
+    /// One that comes to its end leaves nothing to do here. When its runtime stops or it panics, whoever waits is told.
+    fn drop(&mut self) {
+        if !self.shared.link.is_closed() {
+            self.shared.link.end(Some(Error::internal("the task of the tunnel is gone")));
+        }
+        self.shared.limits.lock().usable = false;
+        for place in self.places.iter().flatten() {
+            if let State::Carried(carried) = &place.state {
+                carried.tear();
+            }
+        }
+        for command in self.shared.commands.close() {
+            match command {
+                Command::Open(opening) => opening.app.reset(),
+                Command::Answer(answering) => answering.app.reset(),
+                Command::Refuse { .. } | Command::Reset { .. } | Command::Drain => {}
+            }
+        }
     }
 }
 

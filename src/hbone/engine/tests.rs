@@ -1,5 +1,7 @@
 //! Tunnels over real sockets and real TLS: both ends ours, and each end against the `h2` crate over `tokio-rustls`.
 
+mod ending;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
