@@ -1,3 +1,5 @@
+mod orders;
+
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
