@@ -371,8 +371,8 @@ impl Shared {
                 let (secured, peer) = tls::secured::connect(socket, &certificate, &key.destinations, limit).await?;
                 (Connection::Own(Client::start(secured, settings, cut)), peer)
             }
-            (_, io) => {
-                let (io, peer) = tls::connect(io.boxed(), &certificate, &key.destinations, limit).await?;
+            (engine, io) => {
+                let (io, peer) = tls::connect(io.boxed(), &certificate, &key.destinations, engine.versions(), limit).await?;
                 (Connection::H2(client::Connection::handshake(io, settings, cut).await?), peer)
             }
         };

@@ -355,7 +355,7 @@ async fn our_client_speaks_with_an_h2_server() {
         let (mine, theirs) = (ca.mint(&id("client")).unwrap(), ca.mint(&id("server")).unwrap());
         let settings = Settings { stream_window: window, frame_size: frame, ..Settings::server() };
         let serve = tokio::spawn(async move {
-            let (io, _) = tls::accept(far, &theirs, tls::HANDSHAKE_LIMIT).await.unwrap();
+            let (io, _) = tls::accept(far, &theirs, tls::Versions::Tls13, tls::HANDSHAKE_LIMIT).await.unwrap();
             let mut server = Server::handshake(io, &settings).await.unwrap();
             while let Some(incoming) = server.next().await {
                 let (mut receive, mut send) = incoming.accept(HeaderMap::new()).unwrap().into_split();
@@ -403,7 +403,7 @@ async fn an_h2_client_speaks_with_our_server() {
                 tokio::spawn(arrived(arrival, far));
             }
         });
-        let (io, _) = tls::connect(near, &mine, &[id("server")], tls::HANDSHAKE_LIMIT).await.unwrap();
+        let (io, _) = tls::connect(near, &mine, &[id("server")], tls::Versions::Tls13, tls::HANDSHAKE_LIMIT).await.unwrap();
         let settings = Settings { stream_window: window, ..Settings::client() };
         let client = h2_client::Connection::handshake(io, &settings, CancellationToken::new()).await.unwrap();
         let length = if window == 1 { 500 } else { 4_000_000 };

@@ -74,7 +74,7 @@ impl Dialer for Gates {
             let (certificate, away) = (self.theirs.clone(), CancellationToken::new());
             let told = away.clone();
             let end = tokio::spawn(async move {
-                let Ok((io, _)) = tls::accept(far, &certificate, tls::HANDSHAKE_LIMIT).await else { return };
+                let Ok((io, _)) = tls::accept(far, &certificate, tls::Versions::Tls13, tls::HANDSHAKE_LIMIT).await else { return };
                 let Ok(mut server) = Server::handshake(io, &Settings { max_streams: 2, ..Settings::server() }).await else { return };
                 let (mut streams, mut leaving) = (Vec::new(), false);
                 loop {
@@ -174,6 +174,8 @@ impl Run {
         drop(streams);
         Pause::Quiet.take().await;
         assert_eq!(self.pool.counters().streams, 0);
+        let broken = self.net.ends.lock().is_empty();
+        assert!(!broken || self.pool.counters().tunnels == 0, "a tunnel that broke is still kept");
         if !self.was(&[Drain, Cut]) {
             let dials = self.pool.counters().dials;
             let kept = self.pool.counters().tunnels > 0;
