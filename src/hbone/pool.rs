@@ -300,6 +300,8 @@ impl Shared {
             if let Some(lease) = others.into_iter().find_map(|tunnel| tunnel.reserve(self.settings.max_streams)) {
                 return Ok(Found::Place(lease));
             }
+            // Those of a runtime that stopped, or of a panic, will never tell how they went.
+            slot.dials.retain(|dial| dial.progress.has_changed().is_ok());
             if let Some(dial) = slot.dials.iter_mut().find(|dial| dial.waiters < slot.places) {
                 dial.waiters += 1;
                 return Ok(Found::Wait { progress: dial.progress.clone(), first: false });

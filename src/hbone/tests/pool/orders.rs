@@ -234,3 +234,24 @@ async fn more_events_one_after_the_other() {
     let runs = every_order(4, &[Pause::Quiet]).await;
     assert!(runs > 500, "{runs}");
 }
+
+#[test]
+fn a_dial_that_never_told_how_it_went_is_forgotten() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let (one, other) = (runtime(), runtime());
+    let ca = scratch();
+    let [mine, theirs] = ["client", "server"].map(|name| Arc::new(ca.mint(&id(name)).unwrap()));
+    let mut run = Run::new(&mine, &theirs);
+    one.block_on(async {
+        run.happen(Ask);
+        Pause::Quiet.take().await;
+    });
+    drop(one);
+    run.net.waiting.lock().clear();
+    run.callers.clear();
+    other.block_on(async {
+        run.happen(Ask);
+        run.let_all_up().await;
+        assert!(run.callers.pop_front().unwrap().await.unwrap().is_ok());
+    });
+}
