@@ -70,6 +70,9 @@ async fn serve(settings: Settings, workers: Arc<Workers>) -> Result<ExitCode> {
     readiness.waits(STATE, "starting");
     readiness.waits(PODS, "waits for the state manager");
 
+    if settings.http2.tls12 {
+        tracing::warn!("TLS12_ENABLED: tunnels may be TLS 1.2; all of them are framed by h2");
+    }
     let mesh = Arc::new(MeshStore::new(Some(settings.node.clone())));
     load_local(&settings, &mesh)?;
     let certificates = Arc::new(CertificateStore::new(authority(&settings)?));

@@ -66,6 +66,7 @@ variables! {
     HTTP2_CONNECTION_WINDOW_SIZE "HTTP2_CONNECTION_WINDOW_SIZE" "16777216" "Bytes a peer may send ahead on one tunnel.";
     HTTP2_FRAME_SIZE "HTTP2_FRAME_SIZE" "1048576" "Largest frame accepted, bytes.";
     HBONE_ENGINE "HBONE_ENGINE" "warren" "What frames the bytes of a tunnel: `warren`, or `h2` (the h2 and tokio-rustls crates), for comparison and for one release.";
+    TLS12_ENABLED "TLS12_ENABLED" "false" "Tunnels may be TLS 1.2, with peers that have no other; certificates then cross the wire in clear text. All tunnels of this proxy are then framed by `h2`, whatever HBONE_ENGINE says.";
     POOL_MAX_STREAMS_PER_CONNECTION "POOL_MAX_STREAMS_PER_CONNECTION" "100" "Connections carried by one tunnel.";
     POOL_UNUSED_RELEASE_TIMEOUT "POOL_UNUSED_RELEASE_TIMEOUT" "5m" "How long an unused tunnel is kept.";
     CONNECTION_TERMINATION_DEADLINE "CONNECTION_TERMINATION_DEADLINE" "TERMINATION_GRACE_PERIOD_SECONDS less 5 s, else 5s" "How long open connections may finish at shutdown.";

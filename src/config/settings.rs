@@ -150,6 +150,8 @@ pub enum Engine {
 pub struct Http2 {
     /// What frames the bytes.
     pub engine: Engine,
+    /// TLS 1.2 too, where the peer has no other. Then the engine is [`Engine::H2`]: records of its own are TLS 1.3.
+    pub tls12: bool,
     /// Per stream.
     pub stream_window: u32,
     /// Per tunnel.
@@ -197,6 +199,7 @@ impl Settings {
         }
         let metadata = vars.family(&env::ISTIO_META);
         let cluster = metadata.get("CLUSTER_ID").map(String::as_str).or(vars.some(&env::CLUSTER_ID)).unwrap_or("Kubernetes");
+        let tls12 = vars.parse(&env::TLS12_ENABLED, false)?;
         let log_filter = vars.some(&env::RUST_LOG).unwrap_or("info").to_owned();
         Ok(Self {
             node: vars.text(&env::NODE_NAME).unwrap_or_default().into(),
@@ -211,10 +214,11 @@ impl Settings {
             sockets: sockets(vars)?,
             http2: Http2 {
                 engine: match vars.some(&env::HBONE_ENGINE) {
-                    None | Some("warren") => Engine::Warren,
-                    Some("h2") => Engine::H2,
+                    None | Some("warren") if !tls12 => Engine::Warren,
+                    None | Some("warren" | "h2") => Engine::H2,
                     Some(other) => return Err(env::invalid(&env::HBONE_ENGINE, other, "warren or h2")),
                 },
+                tls12,
                 stream_window: window(vars, &env::HTTP2_STREAM_WINDOW_SIZE, 4 << 20)?,
                 connection_window: window(vars, &env::HTTP2_CONNECTION_WINDOW_SIZE, 16 << 20)?,
                 frame_size: frame_size(vars)?,

@@ -51,6 +51,7 @@ fn unusable_values_are_named() {
         ("IPV6_ENABLED", "yes"),
         ("HTTP2_FRAME_SIZE", "100"),
         ("HBONE_ENGINE", "hyper"),
+        ("TLS12_ENABLED", "1"),
         ("HTTP2_STREAM_WINDOW_SIZE", "4294967295"),
         ("CONGESTION_CONTROL", "bbr"),
         ("SECRET_TTL", "soon"),
@@ -59,6 +60,19 @@ fn unusable_values_are_named() {
     ] {
         let error = with(&[(name, value)]).expect_err(name).to_string();
         assert!(error.contains(name) && error.contains(value), "{error}");
+    }
+}
+
+#[test]
+fn tls_1_2_takes_the_engine_that_has_it() {
+    for (pairs, tls12, engine) in [
+        (vec![], false, Engine::Warren),
+        (vec![("TLS12_ENABLED", "true")], true, Engine::H2),
+        (vec![("TLS12_ENABLED", "true"), ("HBONE_ENGINE", "warren")], true, Engine::H2),
+        (vec![("TLS12_ENABLED", "false"), ("HBONE_ENGINE", "h2")], false, Engine::H2),
+    ] {
+        let http2 = with(&pairs).expect("settings").http2;
+        assert_eq!((http2.tls12, http2.engine), (tls12, engine), "{pairs:?}");
     }
 }
 

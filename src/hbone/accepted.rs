@@ -45,8 +45,8 @@ impl Accepted {
                 let (secured, peer) = tls::secured::accept(socket, cert, limit).await?;
                 Ok((Self(Tunnel::Own(Host::start(secured, settings))), peer))
             }
-            Engine::H2 => {
-                let (stream, peer) = tls::accept(socket, cert, limit).await?;
+            Engine::H2(versions) => {
+                let (stream, peer) = tls::accept(socket, cert, versions, limit).await?;
                 Ok((Self(Tunnel::H2(Server::handshake(stream, settings).await?)), peer))
             }
         }

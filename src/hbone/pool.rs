@@ -302,6 +302,8 @@ impl Shared {
             if let Some(lease) = others.into_iter().find_map(|tunnel| tunnel.reserve(self.settings.max_streams)) {
                 return Ok(Found::Place(lease));
             }
+            // Those of a runtime that stopped, or of a panic, will never tell how they went.
+            slot.dials.retain(|dial| dial.progress.has_changed().is_ok());
             if let Some(dial) = slot.dials.iter_mut().find(|dial| dial.waiters < slot.places) {
                 dial.waiters += 1;
                 return Ok(Found::Wait { progress: dial.progress.clone(), first: false });
@@ -375,8 +377,8 @@ impl Shared {
                 let (secured, peer) = tls::secured::connect(socket, &certificate, &key.destinations, limit).await?;
                 (Connection::Own(Client::start(secured, settings, cut)), peer)
             }
-            (_, io) => {
-                let (io, peer) = tls::connect(io.boxed(), &certificate, &key.destinations, limit).await?;
+            (engine, io) => {
+                let (io, peer) = tls::connect(io.boxed(), &certificate, &key.destinations, engine.versions(), limit).await?;
                 (Connection::H2(client::Connection::handshake(io, settings, cut).await?), peer)
             }
         };

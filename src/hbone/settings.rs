@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::core::Local;
+use crate::tls::Versions;
 
 /// What frames the bytes of a tunnel (HBONE_ENGINE).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -10,8 +11,17 @@ pub enum Engine {
     /// Warren's own.
     #[default]
     Own,
-    /// The `h2` crate over `tokio-rustls`.
-    H2,
+    /// The `h2` crate over `tokio-rustls`, which has TLS 1.2 as well.
+    H2(Versions),
+}
+
+impl Engine {
+    pub(super) fn versions(self) -> Versions {
+        match self {
+            Self::Own => Versions::Tls13,
+            Self::H2(versions) => versions,
+        }
+    }
 }
 
 /// What one end of a tunnel advertises and how long it waits.
@@ -52,7 +62,7 @@ impl Settings {
     /// The end that accepts them.
     pub fn server() -> Self {
         Self {
-            engine: Engine::H2,
+            engine: Engine::H2(Versions::Tls13),
             stream_window: 4 << 20,
             connection_window: 16 << 20,
             whole_window: false,

@@ -29,6 +29,7 @@ use crate::net::socket::{self, SocketFactory};
 use crate::policy::{self, Verdict};
 use crate::telemetry::Metrics;
 use crate::telemetry::tcp::Series;
+use crate::tls;
 use crate::zds::WorkloadInfo;
 use crate::zds::pods::Serve;
 
@@ -408,7 +409,8 @@ fn sized(settings: &Settings, defaults: hbone::Settings) -> hbone::Settings {
     hbone::Settings {
         engine: match settings.http2.engine {
             Engine::Warren => hbone::Engine::Own,
-            Engine::H2 => hbone::Engine::H2,
+            Engine::H2 if settings.http2.tls12 => hbone::Engine::H2(tls::Versions::Tls12And13),
+            Engine::H2 => hbone::Engine::H2(tls::Versions::Tls13),
         },
         stream_window: settings.http2.stream_window,
         connection_window: settings.http2.connection_window,

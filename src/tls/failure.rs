@@ -2,7 +2,7 @@
 
 use std::io;
 
-use rustls::{AlertDescription, CertificateError};
+use rustls::{AlertDescription, CertificateError, PeerIncompatible};
 
 use crate::base::{Error, code};
 
@@ -24,6 +24,17 @@ pub(super) fn from_handshake(doing: &str, error: io::Error) -> Error {
         rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => {
             Error::new(&code::NO_PEER_CERTIFICATE, "the peer asks for a certificate and got none")
         }
+        rustls::Error::AlertReceived(AlertDescription::ProtocolVersion)
+        | rustls::Error::PeerIncompatible(
+            PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::Tls12NotOfferedOrEnabled
+            | PeerIncompatible::SupportedVersionsExtensionRequired
+            | PeerIncompatible::ServerDoesNotSupportTls12Or13
+            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
+        ) => Error::new(
+            &code::TLS_FAILED,
+            format!("TLS handshake ({doing}): no version in common: tunnels are TLS 1.3, with TLS12_ENABLED at this end 1.2 too"),
+        ),
         rustls::Error::AlertReceived(alert) => {
             Error::new(&code::TLS_FAILED, format!("TLS handshake ({doing}): the peer refused with alert {alert:?}"))
         }

@@ -1,4 +1,4 @@
-//! TLS: mutual TLS 1.3 between workloads with exact SPIFFE checks, and the channel to the control plane.
+//! TLS: mutual TLS 1.3, on demand 1.2 too, between workloads with exact SPIFFE checks, and the channel to the control plane.
 
 pub mod channel;
 mod connector;
@@ -14,4 +14,4 @@ mod workload;
 
 pub use roots::RootSource;
 pub use token::TokenSource;
-pub use workload::{ClientTlsStream, HANDSHAKE_LIMIT, ServerTlsStream, accept, connect};
+pub use workload::{ClientTlsStream, HANDSHAKE_LIMIT, ServerTlsStream, Versions, accept, connect};

@@ -133,8 +133,8 @@ impl ClientCertVerifier for Anybody {
 async fn a_client_that_is_not_welcome_any_more_is_refused() {
     let (root, stranger) = (Root::new(), Root::new());
     let server = root.certificate(&[&server_id().to_string()]);
-    let ours = configs(&server).unwrap();
-    let mut lax = ServerConfig::builder_with_provider(workload::provider())
+    let ours = configs(&server, Versions::Tls13).unwrap();
+    let mut lax = ServerConfig::builder_with_provider(workload::provider(Versions::Tls13))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .with_client_cert_verifier(Arc::new(Anybody(ours.verifier.clone())))
@@ -190,7 +190,7 @@ async fn a_server_that_is_not_welcome_any_more_is_refused() {
     let (client, server) = (ca.mint(&client_id()).unwrap(), ca.mint(&server_id()).unwrap());
     assert!(!resumed(&client, &server).await);
     let (mut near, far) = tcp();
-    let ours = configs(&client).unwrap();
+    let ours = configs(&client, Versions::Tls13).unwrap();
     let config = ours.client(&client, &[server_id()]).unwrap();
     let name = ServerName::IpAddress(near.peer_addr().unwrap().ip().into());
     let revoked = |chain: &[CertificateDer<'static>]| {
@@ -213,7 +213,7 @@ async fn a_server_that_is_not_welcome_any_more_is_refused() {
 fn certificates_are_judged_as_in_a_full_handshake() {
     let root = Root::new();
     let (client, server) = (root.certificate(&[&client_id().to_string()]), root.certificate(&[&server_id().to_string()]));
-    let (of_client, of_server) = (configs(&client).unwrap(), configs(&server).unwrap());
+    let (of_client, of_server) = (configs(&client, Versions::Tls13).unwrap(), configs(&server, Versions::Tls13).unwrap());
     of_client.check_server(&[server_id()], &server.chain).unwrap();
     of_server.check_client(&client.chain).unwrap();
     assert!(of_client.check_server(&[id("cluster.local/ns/x/sa/x")], &server.chain).is_err());
@@ -229,7 +229,7 @@ fn certificates_are_judged_as_in_a_full_handshake() {
 #[test]
 fn tickets_of_one_certificate_are_not_shared() {
     let root = Root::new();
-    let [one, two] = [(); 2].map(|()| configs(&root.certificate(&[&server_id().to_string()])).unwrap());
+    let [one, two] = [(); 2].map(|()| configs(&root.certificate(&[&server_id().to_string()]), Versions::Tls13).unwrap());
     let ticket = one.ticketer.encrypt(b"state").unwrap();
     assert_eq!(one.ticketer.decrypt(&ticket).as_deref(), Some(&b"state"[..]));
     assert_eq!(two.ticketer.decrypt(&ticket), None);
@@ -239,7 +239,7 @@ fn tickets_of_one_certificate_are_not_shared() {
 async fn the_tickets_that_are_kept_are_bounded() {
     let ca = scratch();
     let (client, server) = (ca.mint(&client_id()).unwrap(), ca.mint(&server_id()).unwrap());
-    let ours = configs(&client).unwrap();
+    let ours = configs(&client, Versions::Tls13).unwrap();
     let config = ours.client(&client, &[server_id()]).unwrap();
     let store = Arc::new(TicketStore::default());
     let tickets = Resumption::store(store.clone());

@@ -1,4 +1,4 @@
-//! Handshakes between workloads that end in a [`Session`] instead of a stream.
+//! Handshakes between workloads that end in a [`Session`] instead of a stream. They are of TLS 1.3.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use super::failure::from_handshake;
 use super::handshake;
 use super::record::Session;
-use super::workload::{WITH_CLIENT, WITH_DESTINATION, any_name, client_identity, configs, server_identity};
+use super::workload::{Versions, WITH_CLIENT, WITH_DESTINATION, any_name, client_identity, configs, server_identity};
 use crate::base::{Result, code, deadline};
 use crate::identity::{Certificate, SpiffeId};
 
@@ -30,7 +30,7 @@ pub struct Secured {
 /// # Errors
 /// The peer is silent for `limit`, speaks something else, is not trusted, or is somebody else.
 pub async fn connect(mut socket: TcpStream, cert: &Certificate, expected: &[SpiffeId], limit: Duration) -> Result<(Secured, SpiffeId)> {
-    let configs = configs(cert)?;
+    let configs = configs(cert, Versions::Tls13)?;
     let config = configs.client(cert, expected)?;
     // Tickets are kept by the server's address.
     let name = socket.peer_addr().map_or_else(|_| any_name(), |address| ServerName::IpAddress(address.ip().into()));
@@ -48,7 +48,7 @@ pub async fn connect(mut socket: TcpStream, cert: &Certificate, expected: &[Spif
 /// # Errors
 /// The peer is silent for `limit`, speaks something else, has no certificate, is not trusted, or is of another domain.
 pub async fn accept(mut socket: TcpStream, cert: &Certificate, limit: Duration) -> Result<(Secured, SpiffeId)> {
-    let configs = configs(cert)?;
+    let configs = configs(cert, Versions::Tls13)?;
     let recheck = |chain: &[CertificateDer<'static>]| configs.check_client(chain);
     let handshake = handshake::accept(&mut socket, &configs.server, &configs.ticketer, &recheck);
     let remains = deadline(limit, &code::TLS_TIMEOUT, WITH_CLIENT, handshake).await?.map_err(|error| from_handshake("accepting", error))?;

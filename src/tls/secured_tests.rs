@@ -79,14 +79,14 @@ async fn as_records(client: &Certificate, server: &Certificate, expected: &[Spif
 async fn as_stream(client: &Certificate, server: &Certificate, expected: &[SpiffeId]) -> (Known, Known) {
     let (near, far) = tcp();
     let near = async {
-        let (mut near, peer) = workload::connect(near, client, expected, LIMIT).await?;
+        let (mut near, peer) = workload::connect(near, client, expected, Versions::Tls13, LIMIT).await?;
         match near.read_u8().await {
             Ok(_) => Ok(peer),
             Err(error) => Err(Error::new(&code::TLS_FAILED, format!("the peer's TLS refused us: {error}"))),
         }
     };
     let far = async {
-        let (mut far, peer) = workload::accept(far, server, LIMIT).await?;
+        let (mut far, peer) = workload::accept(far, server, Versions::Tls13, LIMIT).await?;
         far.write_u8(b'!').await.unwrap();
         far.flush().await.unwrap();
         Ok(peer)
@@ -249,7 +249,7 @@ async fn a_peer_without_h2_is_refused() {
     let ca = scratch();
     let (client, server) = (ca.mint(&client_id()).unwrap(), ca.mint(&server_id()).unwrap());
     let (near, mut far) = tcp();
-    let configs = configs(&server).unwrap();
+    let configs = configs(&server, Versions::Tls13).unwrap();
     let mut config = (*configs.server).clone();
     config.alpn_protocols.clear();
     let expected = [server_id()];

@@ -36,7 +36,7 @@ impl ClientSessionStore for TicketStore {
         None
     }
 
-    // TLS 1.2 is never offered.
+    // Handshakes that end in records never offer TLS 1.2.
     fn set_tls12_session(&self, _: ServerName<'static>, _: Tls12ClientSessionValue) {}
 
     fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {

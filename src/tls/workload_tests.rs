@@ -27,7 +27,7 @@ type Both = (Result<(ClientTlsStream<DuplexStream>, SpiffeId)>, Result<(ServerTl
 async fn handshake(client: &Certificate, server: &Certificate, expected: &[SpiffeId]) -> Both {
     let (near, far) = duplex(1 << 16);
     let connecting = async {
-        let mut connected = connect(near, client, expected, LIMIT).await;
+        let mut connected = connect(near, client, expected, Versions::Tls13, LIMIT).await;
         // In TLS 1.3 the client is done before the server has judged it: read what the server says.
         if let Ok((stream, _)) = &mut connected {
             let mut byte = [0];
@@ -36,7 +36,7 @@ async fn handshake(client: &Certificate, server: &Certificate, expected: &[Spiff
         connected
     };
     let accepting = async {
-        let mut accepted = accept(far, server, LIMIT).await;
+        let mut accepted = accept(far, server, Versions::Tls13, LIMIT).await;
         if let Ok((stream, _)) = &mut accepted {
             stream.write_all(b"!").await.unwrap();
             stream.flush().await.unwrap();
@@ -71,7 +71,16 @@ impl Root {
         usage: &[ExtendedKeyUsagePurpose],
         not_after: time::OffsetDateTime,
     ) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
-        let key = KeyPair::generate().unwrap();
+        self.leaf_of(KeyPair::generate().unwrap(), names, usage, not_after)
+    }
+
+    fn leaf_of(
+        &self,
+        key: KeyPair,
+        names: &[&str],
+        usage: &[ExtendedKeyUsagePurpose],
+        not_after: time::OffsetDateTime,
+    ) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
         let mut params = CertificateParams::default();
         params.not_after = not_after;
         params.subject_alt_names = names
@@ -88,6 +97,11 @@ impl Root {
 
     pub(in crate::tls) fn certificate(&self, names: &[&str]) -> Certificate {
         self.signed_for(names, self)
+    }
+
+    pub(in crate::tls) fn certificate_of(&self, key: KeyPair, names: &[&str]) -> Certificate {
+        let (leaf, key) = self.leaf_of(key, names, BOTH, CertificateParams::default().not_after);
+        Certificate::new(vec![leaf], key, vec![self.der.clone()]).unwrap()
     }
 
     /// Its holder trusts the root of another.
@@ -108,8 +122,8 @@ pub(in crate::tls) async fn raw_client<IO>(io: IO, root: &Root, names: Option<&[
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let verifier = ServerOfMesh::new(Arc::new(RootCertStore::from_iter([anchor(&root.der)])), provider(), vec![server_id()]);
-    let builder = ClientConfig::builder_with_provider(provider())
+    let verifier = ServerOfMesh::new(Arc::new(RootCertStore::from_iter([anchor(&root.der)])), provider(Versions::Tls13), vec![server_id()]);
+    let builder = ClientConfig::builder_with_provider(provider(Versions::Tls13))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
@@ -150,8 +164,8 @@ async fn both_sides_know_each_other() {
 #[tokio::test]
 async fn configurations_are_made_once_per_certificate() {
     let certificate = scratch().mint(&client_id()).unwrap();
-    let first = configs(&certificate).unwrap();
-    assert!(Arc::ptr_eq(&first, &configs(&certificate).unwrap()));
+    let first = configs(&certificate, Versions::Tls13).unwrap();
+    assert!(Arc::ptr_eq(&first, &configs(&certificate, Versions::Tls13).unwrap()));
     let expected = [server_id()];
     let one = first.client(&certificate, &expected).unwrap();
     assert!(Arc::ptr_eq(&one, &first.client(&certificate, &expected).unwrap()));
@@ -214,7 +228,7 @@ async fn clients_without_usable_certificate_are_told_apart() {
         (Some([client.as_str()].as_slice()), ExtendedKeyUsagePurpose::ServerAuth, &code::TLS_FAILED),
     ] {
         let (near, far) = duplex(1 << 16);
-        let (_, accepted) = tokio::join!(raw_client(near, &root, names, usage), accept(far, &server, LIMIT));
+        let (_, accepted) = tokio::join!(raw_client(near, &root, names, usage), accept(far, &server, Versions::Tls13, LIMIT));
         assert_eq!(accepted.unwrap_err().code().id, want.id, "{names:?}");
     }
 }
@@ -224,18 +238,18 @@ async fn garbage_is_named() {
     let certificate = scratch().mint(&client_id()).unwrap();
     let (mut near, far) = duplex(1 << 16);
     near.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-    let error = accept(far, &certificate, LIMIT).await.unwrap_err();
+    let error = accept(far, &certificate, Versions::Tls13, LIMIT).await.unwrap_err();
     assert_eq!(error.code().id, code::TLS_FAILED.id);
     assert!(error.to_string().contains("not TLS"), "{error}");
 
     let (near, mut far) = duplex(1 << 16);
     far.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
-    let error = connect(near, &certificate, &[server_id()], LIMIT).await.unwrap_err();
+    let error = connect(near, &certificate, &[server_id()], Versions::Tls13, LIMIT).await.unwrap_err();
     assert!(error.to_string().contains("not TLS"), "{error}");
 
     let (near, far) = duplex(1 << 16);
     drop(near);
-    let error = accept(far, &certificate, LIMIT).await.unwrap_err();
+    let error = accept(far, &certificate, Versions::Tls13, LIMIT).await.unwrap_err();
     assert!(error.to_string().contains("closed"), "{error}");
 }
 
@@ -244,10 +258,10 @@ async fn silence_ends_at_the_limit() {
     let certificate = scratch().mint(&client_id()).unwrap();
     let (near, far) = duplex(1 << 16);
     let start = tokio::time::Instant::now();
-    let error = accept(far, &certificate, LIMIT).await.unwrap_err();
+    let error = accept(far, &certificate, Versions::Tls13, LIMIT).await.unwrap_err();
     assert_eq!((error.code().id, start.elapsed().as_secs()), (code::TLS_TIMEOUT.id, 10));
     drop(near);
     let (near, _far) = duplex(1 << 16);
-    let error = connect(near, &certificate, &[server_id()], LIMIT).await.unwrap_err();
+    let error = connect(near, &certificate, &[server_id()], Versions::Tls13, LIMIT).await.unwrap_err();
     assert_eq!((error.code().id, start.elapsed().as_secs()), (code::TLS_TIMEOUT.id, 20));
 }

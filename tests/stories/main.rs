@@ -16,6 +16,7 @@ mod killed;
 mod malformed;
 mod many;
 mod newcomers;
+mod older;
 mod peers;
 mod shutdown;
 mod tools;

@@ -13,7 +13,8 @@ use rcgen::{
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use rustls::version::TLS13;
+use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme, SupportedProtocolVersion};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
@@ -85,9 +86,19 @@ pub(crate) type ServerTls = server::TlsStream<tokio::net::TcpStream>;
 
 /// TLS 1.3 with that certificate, if any, to whoever answers.
 pub(crate) async fn tls(stream: TcpStream, leaf: Option<&Leaf>, alpn: &[u8]) -> std::io::Result<ClientTls> {
+    tls_of(&TLS13, stream, leaf, alpn).await
+}
+
+/// TLS of that version alone.
+pub(crate) async fn tls_of(
+    version: &'static SupportedProtocolVersion,
+    stream: TcpStream,
+    leaf: Option<&Leaf>,
+    alpn: &[u8],
+) -> std::io::Result<ClientTls> {
     let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("TLS 1.3")
+        .with_protocol_versions(&[version])
+        .expect("a version of the library")
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anybody));
     let mut config = match leaf {
@@ -101,9 +112,18 @@ pub(crate) async fn tls(stream: TcpStream, leaf: Option<&Leaf>, alpn: &[u8]) -> 
 
 /// The accepting side of the same.
 pub(crate) async fn tls_server(stream: tokio::net::TcpStream, leaf: &Leaf) -> std::io::Result<ServerTls> {
+    tls_server_of(&TLS13, stream, leaf).await
+}
+
+/// The accepting side, of that version alone.
+pub(crate) async fn tls_server_of(
+    version: &'static SupportedProtocolVersion,
+    stream: tokio::net::TcpStream,
+    leaf: &Leaf,
+) -> std::io::Result<ServerTls> {
     let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("TLS 1.3")
+        .with_protocol_versions(&[version])
+        .expect("a version of the library")
         .with_no_client_auth()
         .with_single_cert(leaf.chain.clone(), leaf.key.clone_key())
         .expect("a usable key");
@@ -113,7 +133,11 @@ pub(crate) async fn tls_server(stream: tokio::net::TcpStream, leaf: &Leaf) -> st
 
 /// A tunnel to `server` that policy lets talk.
 pub(crate) async fn tunnel(mesh: &Mesh, leaf: &Leaf) -> SendRequest<Bytes> {
-    let stream = tls(knock(mesh), Some(leaf), b"h2").await.expect("a handshake");
+    http2(tls(knock(mesh), Some(leaf), b"h2").await.expect("a handshake")).await
+}
+
+/// The tunnel that is spoken there.
+pub(crate) async fn http2(stream: ClientTls) -> SendRequest<Bytes> {
     let (sender, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
     tokio::spawn(async move {
         // How it ends, its requests say.

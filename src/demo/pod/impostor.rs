@@ -55,7 +55,7 @@ pub async fn impersonate(wanted: Impostor) -> Result<()> {
     println!("listening as {id}");
     loop {
         let (stream, client) = listener.accept().await.map_err(|error| Error::caused(&code::BIND_FAILED, "accept", error))?;
-        match tls::accept(stream, &certificate, LIMIT).await {
+        match tls::accept(stream, &certificate, tls::Versions::Tls13, LIMIT).await {
             // In TLS 1.3 the client refuses after the server has finished: only silence or data tell.
             Ok((stream, peer)) => match first_byte(stream).await {
                 true => println!("accepted by {peer} from {client}"),

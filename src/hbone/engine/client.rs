@@ -10,7 +10,7 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::super::core::{Connection, Head, Role};
-use super::{App, Command, Engine, Limits, Of, Opening, Outcome, Owner, Shared};
+use super::{App, Command, Commands, Engine, Limits, Of, Opening, Outcome, Owner, Shared, Woken};
 use crate::base::{Error, Result, code};
 use crate::hbone::{Settings, Wanted};
 use crate::tls::secured::Secured;
@@ -126,9 +126,10 @@ impl Future for Carrying {
 
 impl Shared {
     pub(super) fn new(streams: usize) -> Arc<Self> {
+        let woken = Arc::<Woken>::default();
         Arc::new(Self {
-            woken: Arc::default(),
-            commands: Mutex::new(Some(Vec::new())),
+            woken: woken.clone(),
+            commands: Commands::new(woken),
             link: super::Link::default(),
             limits: Mutex::new(Limits { usable: true, streams }),
         })

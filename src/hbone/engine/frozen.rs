@@ -49,7 +49,7 @@ impl Frozen {
     }
 
     /// Notes the state and the contents of its buffers, in the order in which they are asked for again.
-    pub(super) fn note(&mut self, state: &Tunnel, buffers: &[IoSlice<'_>]) -> Result<()> {
+    pub(super) fn note(&mut self, state: &Tunnel<impl Serialize>, buffers: &[IoSlice<'_>]) -> Result<()> {
         let failed = |_| Error::internal("a tunnel could not be written down");
         let mut json = Counted(0);
         serde_json::to_writer(&mut json, state).map_err(failed)?;
@@ -102,8 +102,8 @@ impl Drop for Frozen {
 
 /// All of a tunnel but its sockets and the contents of its buffers, of which it has the lengths.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Tunnel {
-    pub(super) connection: Connection,
+pub(super) struct Tunnel<C = Connection> {
+    pub(super) connection: C,
     pub(super) session: Exported,
     pub(super) input: usize,
     pub(super) output: usize,

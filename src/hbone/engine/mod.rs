@@ -7,13 +7,17 @@
 mod app;
 mod buffer;
 mod client;
+mod commands;
 mod frozen;
 mod inward;
+#[cfg(test)]
+mod model;
 mod moving;
 mod outward;
 mod place;
 mod queue;
 mod server;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod turns;
@@ -35,6 +39,7 @@ use tokio::time::{Instant, Sleep};
 pub use self::app::{App, Count, Side};
 use self::buffer::Stretch;
 pub(super) use self::client::{Carrying, Client};
+use self::commands::Commands;
 use self::frozen::Frozen;
 pub(super) use self::place::Outcome;
 use self::place::{Carried, Place, Reading, State, of_app};
@@ -93,8 +98,7 @@ struct Answering {
 /// What the engine shares with those outside.
 struct Shared {
     woken: Arc<Woken>,
-    /// `None` when the tunnel is over.
-    commands: Mutex<Option<Vec<Command>>>,
+    commands: Commands<Command>,
     link: Link,
     /// What the peer's limits allow, or nothing any more.
     limits: Mutex<Limits>,
@@ -109,12 +113,7 @@ struct Limits {
 impl Shared {
     /// Gives the command back when the tunnel is over.
     fn send(&self, command: Command) -> std::result::Result<(), Command> {
-        match &mut *self.commands.lock() {
-            Some(commands) => commands.push(command),
-            None => return Err(command),
-        }
-        self.woken.wake();
-        Ok(())
+        self.commands.send(command)
     }
 }
 
@@ -294,10 +293,13 @@ impl<O: Owner> Engine<O> {
 
     /// Does what was asked from outside.
     fn obey(&mut self) -> bool {
-        let commands = match &mut *self.shared.commands.lock() {
-            Some(commands) if !commands.is_empty() => std::mem::take(commands),
-            _ => return false,
-        };
+        let commands = self.shared.commands.take();
+        let busy = !commands.is_empty();
+        self.carry_out(commands);
+        busy
+    }
+
+    fn carry_out(&mut self, commands: Vec<Command>) {
         for command in commands {
             match command {
                 Command::Open(opening) => self.open(*opening),
@@ -334,7 +336,6 @@ impl<O: Owner> Engine<O> {
                 }
             }
         }
-        true
     }
 
     fn open(&mut self, opening: Opening) {
@@ -507,7 +508,7 @@ impl<O: Owner> Engine<O> {
         self.shared.link.end(reason);
         self.owner.ended();
         self.shared.limits.lock().usable = false;
-        let late = self.shared.commands.lock().take();
+        let late = self.shared.commands.close();
         let error = self.shared.reason();
         for place in std::mem::take(&mut self.places).into_iter().flatten() {
             match place.state {
@@ -522,10 +523,15 @@ impl<O: Owner> Engine<O> {
                 }
             }
         }
-        for command in late.into_iter().flatten() {
-            // Nothing of it was done.
-            if let Command::Open(opening) = command {
-                Carried::asking(*opening).give_back(error.clone());
+        for command in late {
+            match command {
+                // Nothing of it was done.
+                Command::Open(opening) => Carried::asking(*opening).give_back(error.clone()),
+                Command::Answer(answering) => {
+                    answering.app.reset();
+                    let _ = answering.done.send(Outcome::Done(Err(error.clone())));
+                }
+                Command::Refuse { .. } | Command::Reset { .. } | Command::Drain | Command::Freeze(_) => {}
             }
         }
         tracing::trace!(orderly, "tunnel over");
@@ -569,6 +575,28 @@ impl<O: Owner> Engine<O> {
         };
         // Whether the peer answers or not, the connection is over.
         let _: std::result::Result<std::io::Result<()>, _> = tokio::time::timeout(LINGER, parting).await;
+    }
+}
+
+impl<O> Drop for Engine<O> {
+    /// One that comes to its end leaves nothing to do here. When its runtime stops or it panics, whoever waits is told.
+    fn drop(&mut self) {
+        if !self.shared.link.is_closed() {
+            self.shared.link.end(Some(Error::internal("the task of the tunnel is gone")));
+        }
+        self.shared.limits.lock().usable = false;
+        for place in self.places.iter().flatten() {
+            if let State::Carried(carried) = &place.state {
+                carried.tear();
+            }
+        }
+        for command in self.shared.commands.close() {
+            match command {
+                Command::Open(opening) => opening.app.reset(),
+                Command::Answer(answering) => answering.app.reset(),
+                Command::Refuse { .. } | Command::Reset { .. } | Command::Drain | Command::Freeze(_) => {}
+            }
+        }
     }
 }
 

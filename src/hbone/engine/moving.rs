@@ -109,26 +109,28 @@ impl<O: Owner> Engine<O> {
         let mut frozen = Frozen::new(sockets);
         let now = Instant::now();
         let left = |deadline: Instant| deadline.saturating_duration_since(now);
-        let Self { session, connection, input, output, places, waiting, numbers, answer_limit, silent_until, started, .. } = self;
-        let mut buffers = vec![IoSlice::new(input.filled()), IoSlice::new(output.filled())];
+        // Out of reach of whoever tears what a tunnel leaves behind.
+        let places = std::mem::take(&mut self.places);
+        let (input, output) = (self.input.filled(), self.output.filled());
+        let mut buffers = vec![IoSlice::new(input), IoSlice::new(output)];
         for place in places.iter().flatten() {
             buffers.extend(place.queue.slices());
             if let State::Carried(carried) = &place.state {
                 buffers.push(IoSlice::new(&carried.early));
             }
         }
-        let noted = session.export().and_then(|session| {
+        let noted = self.session.take().and_then(|session| {
             let tunnel = Tunnel {
-                connection,
+                connection: &self.connection,
                 session,
-                input: input.filled().len(),
-                output: output.filled().len(),
+                input: input.len(),
+                output: output.len(),
                 streams: places.iter().map(|place| place.as_ref().map(Stream::from)).collect(),
-                waiting: waiting.into_iter().map(|(slot, number, deadline)| (slot, number, left(deadline))).collect(),
-                numbers,
-                answer_limit,
-                silence: silent_until.map(left),
-                age: now - started,
+                waiting: self.waiting.iter().map(|(slot, number, deadline)| (*slot, *number, left(*deadline))).collect(),
+                numbers: self.numbers,
+                answer_limit: self.answer_limit,
+                silence: self.silent_until.map(left),
+                age: now - self.started,
             };
             frozen.note(&tunnel, &buffers)
         });
@@ -142,14 +144,8 @@ impl<O: Owner> Engine<O> {
 
     /// Does what was asked so far; nothing more can be asked.
     fn listen_no_more(&mut self) {
-        loop {
-            self.obey();
-            let mut commands = self.shared.commands.lock();
-            if commands.as_ref().is_none_or(Vec::is_empty) {
-                *commands = None;
-                return;
-            }
-        }
+        let last = self.shared.commands.close();
+        self.carry_out(last);
     }
 
     /// Second handles of all sockets: the first are given up when nothing can fail any more.

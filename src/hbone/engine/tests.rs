@@ -1,5 +1,6 @@
 //! Tunnels over real sockets and real TLS: both ends ours, and each end against the `h2` crate over `tokio-rustls`.
 
+mod ending;
 mod moving;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -167,7 +168,7 @@ async fn exchange(mut socket: TcpStream, bytes: Vec<u8>) -> Vec<u8> {
 
 /// A server of the `h2` crate that sends back what comes.
 async fn h2_echo(socket: TcpStream, cert: Certificate, settings: Settings) {
-    let (io, _) = tls::accept(socket, &cert, tls::HANDSHAKE_LIMIT).await.unwrap();
+    let (io, _) = tls::accept(socket, &cert, tls::Versions::Tls13, tls::HANDSHAKE_LIMIT).await.unwrap();
     let mut server = Server::handshake(io, &settings).await.unwrap();
     while let Some(incoming) = server.next().await {
         let (mut receive, mut send) = incoming.accept(HeaderMap::new()).unwrap().into_split();
@@ -437,7 +438,7 @@ async fn an_h2_client_speaks_with_our_server() {
                 tokio::spawn(arrived(arrival, far));
             }
         });
-        let (io, _) = tls::connect(near, &mine, &[id("server")], tls::HANDSHAKE_LIMIT).await.unwrap();
+        let (io, _) = tls::connect(near, &mine, &[id("server")], tls::Versions::Tls13, tls::HANDSHAKE_LIMIT).await.unwrap();
         let settings = Settings { stream_window: window, ..Settings::client() };
         let client = h2_client::Connection::handshake(io, &settings, CancellationToken::new()).await.unwrap();
         let length = if window == 1 { 500 } else { 4_000_000 };

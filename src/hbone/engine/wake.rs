@@ -1,11 +1,9 @@
 //! Which streams of a tunnel have something to do. One task serves them all; each has a waker that says which it was.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Wake, Waker};
 
-use futures::task::AtomicWaker;
-use parking_lot::Mutex;
+use super::sync::{AtomicBool, AtomicWaker, Mutex, Ordering};
 
 /// The streams that were woken, and the task that serves them.
 #[derive(Default)]
@@ -53,7 +51,9 @@ pub(super) struct SlotWaker {
 impl SlotWaker {
     /// Before the stream is looked at: what happens from now on wakes it again.
     pub(super) fn again(&self) {
-        self.one.queued.store(false, Ordering::Release);
+        // It has to read too. A waker that came before and found it queued is only then sure to have what it wakes for
+        // seen, and a mere store may become visible after what is looked at was read.
+        self.one.queued.swap(false, Ordering::AcqRel);
     }
 }
 

@@ -1,3 +1,5 @@
+mod orders;
+
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -54,7 +56,7 @@ impl Dialer for Net {
             let certificate = self.ca.mint(&id("server")).unwrap();
             let (settings, peer) = (self.server.clone(), self.peer);
             self.ends.lock().push(tokio::spawn(async move {
-                let Ok((io, _)) = tls::accept(far, &certificate, tls::HANDSHAKE_LIMIT).await else { return };
+                let Ok((io, _)) = tls::accept(far, &certificate, tls::Versions::Tls13, tls::HANDSHAKE_LIMIT).await else { return };
                 let Ok(mut server) = Server::handshake(io, &settings).await else { return };
                 if peer == Peer::GoAwayAtOnce && number == 0 {
                     server.graceful_shutdown();

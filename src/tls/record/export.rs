@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::keys::{Keys, Secret};
 use super::message::Messages;
 use super::{End, Session, Suite};
-use crate::base::Result;
+use crate::base::{Error, Result};
 
 /// All of a [`Session`] but the place for the server's ticket: one that comes later is dropped, and the next connection to
 /// that server needs a full handshake. Whoever reads it can read and forge the connection: it goes through private channels only.
@@ -48,9 +48,19 @@ impl Session {
     /// # Errors
     /// The session has failed: its error.
     pub fn export(mut self) -> Result<Exported> {
+        self.take()
+    }
+
+    /// The same of one that cannot be moved. It is of no use afterwards: no record may be sealed twice under one number.
+    ///
+    /// # Errors
+    /// The session has failed: its error.
+    pub fn take(&mut self) -> Result<Exported> {
         let mut queued = Vec::new();
         self.pending(&mut queued)?;
-        if let Some(error) = self.failed {
+        let taken = Error::internal("the TLS session was taken out");
+        if let Some(error) = self.failed.replace(taken) {
+            self.failed = Some(error.clone());
             return Err(error);
         }
         Ok(Exported {

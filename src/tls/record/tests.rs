@@ -19,7 +19,7 @@ use crate::identity::{Certificate, SpiffeId};
 use crate::tls::secured::tests::tcp;
 use crate::tls::secured::{self, Secured};
 use crate::tls::verify::{ClientOfMesh, ServerOfMesh};
-use crate::tls::{HANDSHAKE_LIMIT, workload};
+use crate::tls::{HANDSHAKE_LIMIT, Versions, workload};
 
 const SUITES: [(Suite, SupportedCipherSuite); 3] = [
     (Suite::Aes128Gcm, cipher_suite::TLS13_AES_128_GCM_SHA256),
@@ -89,5 +89,5 @@ impl Mesh {
 
 /// Knows one suite.
 fn one(suite: SupportedCipherSuite) -> CryptoProvider {
-    CryptoProvider { cipher_suites: vec![suite], ..(*workload::provider()).clone() }
+    CryptoProvider { cipher_suites: vec![suite], ..(*workload::provider(Versions::Tls13)).clone() }
 }

@@ -343,7 +343,7 @@ async fn a_server_that_moves_is_the_same_to_an_h2_client() {
         let settings = Settings { stream_window: window, ..Settings::client() };
         let expected = [id("server")];
         let (connected, accepted) = tokio::join!(
-            tls::connect(near, &mine, &expected, tls::HANDSHAKE_LIMIT),
+            tls::connect(near, &mine, &expected, tls::Versions::Tls13, tls::HANDSHAKE_LIMIT),
             tls::secured::accept(far, &theirs, tls::HANDSHAKE_LIMIT)
         );
         let settings_of_server = own(Settings { stream_window: window, frame_size: frame, ..Settings::server() });

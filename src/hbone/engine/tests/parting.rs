@@ -13,7 +13,7 @@ async fn served<F: Future<Output = ()> + Send + 'static>(
     let (near, far) = sockets().await;
     let (mine, theirs) = (ca.mint(&id("client")).unwrap(), ca.mint(&id("server")).unwrap());
     tokio::spawn(async move {
-        let (io, _) = tls::accept(far, &theirs, tls::HANDSHAKE_LIMIT).await.unwrap();
+        let (io, _) = tls::accept(far, &theirs, tls::Versions::Tls13, tls::HANDSHAKE_LIMIT).await.unwrap();
         let mut server = h2::server::handshake(io).await.unwrap();
         let (request, respond) = server.accept().await.unwrap().unwrap();
         tokio::spawn(serve(request.into_body(), respond));

@@ -115,7 +115,8 @@ fn configs(suite: Suite) -> (ClientConfig, Arc<ServerConfig>) {
         roots.add(cert.der().clone()).expect("a root");
         [cipher_suite::TLS13_AES_128_GCM_SHA256, cipher_suite::TLS13_AES_256_GCM_SHA384, cipher_suite::TLS13_CHACHA20_POLY1305_SHA256].map(
             |suite: SupportedCipherSuite| {
-                let provider = Arc::new(CryptoProvider { cipher_suites: vec![suite], ..(*workload::provider()).clone() });
+                let provider =
+                    Arc::new(CryptoProvider { cipher_suites: vec![suite], ..(*workload::provider(workload::Versions::Tls13)).clone() });
                 let versions = [&rustls::version::TLS13];
                 let key = PrivateKeyDer::try_from(signing_key.serialize_der()).expect("a key");
                 let client = ClientConfig::builder_with_provider(provider.clone())

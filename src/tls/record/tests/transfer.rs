@@ -76,7 +76,8 @@ async fn after_a_handshake_in_small_records_and_with_another_key_exchange() {
     let mesh = Mesh::new();
     let (near_plan, far_plan) = plans(20, 100_000, 5);
     // Messages in many records; a server that does not take the key share sent first (HelloRetryRequest).
-    let mut config = mesh.rustls_server(CryptoProvider { kx_groups: vec![kx_group::SECP384R1], ..(*workload::provider()).clone() });
+    let mut config =
+        mesh.rustls_server(CryptoProvider { kx_groups: vec![kx_group::SECP384R1], ..(*workload::provider(Versions::Tls13)).clone() });
     config.max_fragment_size = Some(64);
     let (near, far) = tcp();
     let near = async {
@@ -88,7 +89,7 @@ async fn after_a_handshake_in_small_records_and_with_another_key_exchange() {
     assert!(from_far == far_plan.data() && from_near.unwrap() == near_plan.data());
     assert_eq!(server.connection.handshake_kind(), Some(HandshakeKind::FullWithHelloRetryRequest));
 
-    let mut config = mesh.rustls_client((*workload::provider()).clone());
+    let mut config = mesh.rustls_client((*workload::provider(Versions::Tls13)).clone());
     config.max_fragment_size = Some(64);
     let (near, far) = tcp();
     let far = async {
@@ -104,7 +105,7 @@ async fn after_a_handshake_in_small_records_and_with_another_key_exchange() {
 async fn an_end_without_close_notify_is_no_end() {
     let mesh = Mesh::new();
     let (near, far) = tcp();
-    let mut client = Rustls::client(mesh.rustls_client((*workload::provider()).clone()));
+    let mut client = Rustls::client(mesh.rustls_client((*workload::provider(Versions::Tls13)).clone()));
     let far = async {
         let (mut far, socket) = ours(mesh.accept(far).await.unwrap());
         let plan = Plan { seed: 1, bytes: 100, refresh: 0 };
