@@ -185,17 +185,12 @@ impl Pool {
     }
 
     async fn hand_over(&self, wanted: Box<Wanted>, app: Box<App>, avoid: Option<u64>) -> Result<(Lease, Carrying)> {
-        let lease = match self.shared.place(&wanted.key, avoid).await {
-            Ok((lease, _)) => lease,
-            Err(error) => {
-                app.reset();
-                return Err(error);
-            }
-        };
+        let mut held = Held(Some(app));
+        let (lease, _) = self.shared.place(&wanted.key, avoid).await?;
         let Connection::Own(client) = &lease.tunnel.connection else {
-            app.reset();
             return Err(Error::internal("carrying needs an engine of our own"));
         };
+        let Some(app) = held.0.take() else { return Err(Error::internal("an application that is carried already")) };
         let carrying = client.carry(wanted, *app);
         Ok((lease, carrying))
     }
@@ -257,6 +252,18 @@ impl Pool {
         self.shared.drain.cancel();
         self.shared.cut.cancel();
         self.shared.slots.lock().clear();
+    }
+}
+
+/// An application that nobody carries yet: dropped, it is reset. What it sent may have been read already, and then it
+/// would take the end of its connection for an empty answer.
+struct Held(Option<Box<App>>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(app) = &self.0 {
+            app.reset();
+        }
     }
 }
 

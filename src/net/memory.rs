@@ -33,6 +33,9 @@ fn unwritten<'a>(smaps: &'a str, program: &'a str) -> impl Iterator<Item = (NonN
         if let Some(head) = line.strip_suffix(program) {
             mapping = of_file(head);
         } else if let Some(written) = line.strip_prefix("Anonymous:") {
+            mapping = mapping.filter(|_| written.trim() == "0 kB");
+        } else if let Some(written) = line.strip_prefix("Swap:") {
+            // Written pages that are not in memory now.
             return mapping.take().filter(|_| written.trim() == "0 kB");
         } else if !line.split(' ').next().is_some_and(|field| field.ends_with(':')) {
             // The head of another mapping.
@@ -75,16 +78,19 @@ mod tests {
 
     #[test]
     fn only_what_the_file_holds_is_released() {
-        let mapping = |head: &str, written: &str| format!("{head}\nSize:   4 kB\nAnonymous:   {written} kB\nVmFlags: rd ex\n");
+        let mapping = |head: &str, written: &str, swapped: &str| {
+            format!("{head}\nSize:   4 kB\nAnonymous:   {written} kB\nSwap:   {swapped} kB\nVmFlags: rd ex\n")
+        };
         let found = |smaps: &str| unwritten(smaps, "/warren").map(|(start, length)| (start.as_ptr() as usize, length)).collect::<Vec<_>>();
         let all = [
-            mapping("00400000-00401000 r-xp 00001000 fe:00 77 /warren", "0"),
-            mapping("00500000-00502000 r--p 00002000 fe:00 77                         /warren", "0"),
-            mapping("00600000-00601000 r--p 00003000 fe:00 77 /warren", "4"),
-            mapping("00700000-00701000 rw-p 00003000 fe:00 77 /warren", "0"),
-            mapping("00800000-00801000 r-xp 00000000 fe:00 77 /lib/warren", "0"),
-            mapping("00900000-00901000 r-xp 00000000 00:00 0 [vdso]", "0"),
-            mapping("00a00000-00a01000 r-xp 00000000 00:00 0", "0"),
+            mapping("00400000-00401000 r-xp 00001000 fe:00 77 /warren", "0", "0"),
+            mapping("00500000-00502000 r--p 00002000 fe:00 77                         /warren", "0", "0"),
+            mapping("00600000-00601000 r--p 00003000 fe:00 77 /warren", "4", "0"),
+            mapping("00680000-00681000 r--p 00003000 fe:00 77 /warren", "0", "4"),
+            mapping("00700000-00701000 rw-p 00003000 fe:00 77 /warren", "0", "0"),
+            mapping("00800000-00801000 r-xp 00000000 fe:00 77 /lib/warren", "0", "0"),
+            mapping("00900000-00901000 r-xp 00000000 00:00 0 [vdso]", "0", "0"),
+            mapping("00a00000-00a01000 r-xp 00000000 00:00 0", "0", "0"),
         ];
         assert_eq!(found(&all.concat()), [(0x40_0000, 0x1000), (0x50_0000, 0x2000)]);
         assert_eq!(found(""), []);

@@ -113,9 +113,6 @@ impl SocketFactory {
 
     fn try_prepare(&self, socket: &Socket) -> io::Result<()> {
         socket.set_tcp_nodelay(true)?;
-        if let Some(congestion) = &self.congestion {
-            congestion.for_short_way(socket)?;
-        }
         if let Some(keepalive) = self.keepalive {
             let parameters =
                 TcpKeepalive::new().with_time(keepalive.idle).with_interval(keepalive.interval).with_retries(keepalive.retries);
@@ -124,7 +121,10 @@ impl SocketFactory {
                 socket.set_tcp_user_timeout(Some(keepalive.idle + keepalive.interval * keepalive.retries))?;
             }
         }
-        Ok(())
+        match &self.congestion {
+            Some(congestion) => congestion.for_short_way(socket),
+            None => Ok(()),
+        }
     }
 
     fn inside<R>(&self, work: impl FnOnce() -> io::Result<R>) -> io::Result<R> {

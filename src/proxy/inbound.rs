@@ -79,8 +79,8 @@ fn ended(server: &Accepted, served: bool, peer: ClientAddr) -> Result<()> {
     }
 }
 
-/// For the connections of a tunnel that has ended, to notice it and be told of in the log.
-const FAREWELL: Duration = Duration::from_secs(5);
+/// For the connections of a tunnel that has ended: their applications have a minute to take what came before.
+const FAREWELL: Duration = Duration::from_secs(65);
 
 /// What is common to all connections of a tunnel.
 #[derive(Clone, Debug)]

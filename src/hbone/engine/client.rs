@@ -115,6 +115,15 @@ impl Carrying {
     }
 }
 
+impl Drop for Carrying {
+    fn drop(&mut self) {
+        // Nobody will try it elsewhere.
+        if let Ok(Outcome::Again(app, ..)) = self.ended.try_recv() {
+            app.reset();
+        }
+    }
+}
+
 impl Future for Carrying {
     type Output = Outcome;
 

@@ -15,6 +15,7 @@ use super::super::Request;
 use super::super::core::{Connection, Head};
 use super::super::dial::{Key, Wanted};
 use super::Side;
+use super::place::Reading;
 use crate::base::{Error, Result, code};
 use crate::identity::SpiffeId;
 use crate::net::socket;
@@ -132,7 +133,7 @@ pub(super) enum Kind {
     /// A request that waits for its answer.
     Asked(Written),
     /// It has a socket.
-    Carried { side: Side, read_to_end: bool, records: usize, asked: Option<Sought>, early: usize, resend: usize, shut: bool },
+    Carried { side: Side, reading: Reading, records: usize, asked: Option<Sought>, early: usize, resend: usize, shut: bool },
 }
 
 /// A [`Head`] as it is written down.

@@ -236,7 +236,7 @@ impl<O: Owner> Engine<O> {
                 self.owner.asked(of, head.clone(), receiver, &self.shared);
                 State::Asked { head, gone }
             }
-            Kind::Carried { side, read_to_end, records, asked, early, resend, shut } => {
+            Kind::Carried { side, reading, records, asked, early, resend, shut } => {
                 let early = buffers.next(early)?.to_vec();
                 let socket = sockets.next().ok_or_else(|| unreadable("it has too few sockets"))?;
                 if resend > early.len() {
@@ -250,11 +250,13 @@ impl<O: Owner> Engine<O> {
                     None => Carried::new(app, done),
                 };
                 (carried.resend, carried.records, carried.shut) = (resend, records.clamp(1, RECORDS), shut);
-                if read_to_end {
-                    carried.reading = Reading::Done;
-                    carried.watch();
-                } else {
-                    self.readable.come(slot, carried.records == 1);
+                match reading {
+                    Reading::Done | Reading::Unwanted => {
+                        carried.reading = reading;
+                        carried.watch();
+                    }
+                    // It is looked at anew.
+                    Reading::Listed | Reading::Waiting | Reading::Blocked => self.readable.come(slot, carried.records == 1),
                 }
                 State::Carried(Box::new(carried))
             }
@@ -269,7 +271,7 @@ impl From<&Place> for Stream {
             State::Asked { head, .. } => Kind::Asked((&**head).into()),
             State::Carried(carried) => Kind::Carried {
                 side: carried.side,
-                read_to_end: carried.reading == Reading::Done,
+                reading: carried.reading,
                 records: carried.records,
                 asked: carried.wanted.as_deref().map(Into::into),
                 early: carried.early.len(),

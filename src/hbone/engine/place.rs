@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -73,7 +74,7 @@ pub(super) struct Carried {
 }
 
 /// What happens with the bytes of the application.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Reading {
     /// It is in the list of those that may have some.
     Listed,
@@ -195,6 +196,8 @@ impl Carried {
         self.watch = None;
         let (socket, count) = (self.socket.clone(), self.count.clone());
         let side = self.side;
+        // Given up before the end, it must not look like the end.
+        let mut unless = Tearing(Some(socket.clone()));
         let all = async {
             while !queue.is_empty() {
                 socket.writable().await?;
@@ -204,8 +207,13 @@ impl Carried {
             }
             io::Result::Ok(())
         };
-        match tokio::time::timeout(REST, all).await {
+        let taken = tokio::select! {
+            taken = tokio::time::timeout(REST, all) => taken,
+            () = let_go(&mut self.done) => return,
+        };
+        match taken {
             Ok(Ok(())) => {
+                unless.0 = None;
                 self.shut();
                 self.part().await;
             }
@@ -225,15 +233,10 @@ impl Carried {
         self.watch = None;
         if self.reading == Reading::Unwanted {
             let socket = self.socket.clone();
-            let let_go = async {
-                match &mut self.done {
-                    Some(done) => done.closed().await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
+                biased;
                 _ = tokio::time::timeout(REST, socket::delivered(&socket)) => {}
-                () = let_go => self.tear(),
+                () = let_go(&mut self.done) => socket::reset(&*socket),
             }
         }
         self.settle(Ok(()));
@@ -255,6 +258,25 @@ impl Carried {
             _ => {
                 let _ = done.send(Outcome::Done(Err(error)));
             }
+        }
+    }
+}
+
+/// Returns when whoever handed the connection over has let go of it.
+async fn let_go(done: &mut Option<oneshot::Sender<Outcome>>) {
+    match done {
+        Some(done) => done.closed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Closing it will send RST, unless the socket is taken out.
+struct Tearing(Option<Arc<TcpStream>>);
+
+impl Drop for Tearing {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.0 {
+            socket::reset(&**socket);
         }
     }
 }

@@ -6,7 +6,7 @@ use h2::server::SendResponse;
 use super::*;
 
 /// A tunnel of ours to a server that does with the first request what it is told.
-async fn served<F: Future<Output = ()> + Send + 'static>(
+pub(super) async fn served<F: Future<Output = ()> + Send + 'static>(
     serve: impl FnOnce(h2::RecvStream, SendResponse<Bytes>) -> F + Send + 'static,
 ) -> Client {
     let ca = scratch();

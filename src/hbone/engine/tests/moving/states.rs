@@ -1,6 +1,8 @@
 //! What a tunnel and its connections may be in the middle of.
 
+use super::super::parting::served;
 use super::*;
+use crate::hbone::engine::frozen::Stream;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_closed_connections_stay_half_closed() {
@@ -236,4 +238,40 @@ async fn a_farewell_is_not_forgotten() {
     assert!(soon(host.next()).await.is_none() && host.reason().is_none());
     soon(client.closed()).await;
     assert!(!client.is_usable() && client.freeze().await.is_err(), "there is nothing to go on with");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_complete_answer_whose_application_nobody_hears_any_more_still_ends() {
+    const ANSWER: usize = 300_000;
+    let mut elsewhere = Elsewhere::new();
+    let mut client = served(|mut body, mut respond| async move {
+        body.data().await.unwrap().unwrap();
+        let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+        send.reserve_capacity(ANSWER);
+        send.send_data(noise(ANSWER).into(), true).unwrap();
+        // Dropped: RST_STREAM(NO_ERROR) behind the end.
+    })
+    .await;
+    let (mut near, ours) = elsewhere.app(Side::Client).await;
+    socket2::SockRef::from(&near).set_recv_buffer_size(8_192).unwrap();
+    socket2::SockRef::from(&ours.socket).set_send_buffer_size(8_192).unwrap();
+    near.write_all(b"asks").await.unwrap();
+    elsewhere.wait_for(client.carry(wanted("10.0.0.1:80"), ours));
+    let moved = async {
+        loop {
+            let frozen = elsewhere.on_its_way(client.freeze().await.unwrap());
+            let streams = state(&frozen).streams;
+            client = elsewhere.thaw_client(frozen).await.unwrap();
+            let unwanted = |stream: &Stream| matches!(stream.kind, What::Carried { reading: Reading::Unwanted, .. }) && stream.queue > 0;
+            if streams.iter().flatten().any(unwanted) {
+                break client;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let _client = soon(moved).await;
+    let mut heard = vec![0; ANSWER];
+    soon(near.read_exact(&mut heard)).await.unwrap();
+    assert!(heard == noise(ANSWER));
+    elsewhere.ends(1).await;
 }
