@@ -10,6 +10,7 @@ use crate::base::drain::{self, Watch};
 use crate::base::{Error, Result, code};
 use crate::config::{Env, env};
 use crate::demo::sandbox;
+use crate::net::memory;
 use crate::telemetry::log;
 use shutdown::Signals;
 
@@ -68,6 +69,7 @@ pub fn main() -> ExitCode {
     if cni::is_called() {
         return cni::run();
     }
+    memory::keep_little();
     let status = sandbox::die_with_parent().and_then(|()| run(Arguments::parse().role));
     match status {
         Ok(status) => status,
