@@ -40,7 +40,7 @@ async fn tunnel(pod: &Arc<Pod>, socket: TcpStream, peer: ClientAddr, local: Next
     let certificate = pod.shared.certificates.certificate(&pod.who().identity()?).await?;
     let (mut server, identity) = Accepted::accept(socket, &certificate, TLS_LIMIT, &server_settings(&pod.shared.settings)).await?;
     drop(place);
-    let tunnel = Arc::new(Tunnel { peer, local, identity });
+    let tunnel = Arc::new(Tunnel { peer, local, identity: Arc::new(identity) });
     // Dropped with the tunnel: no stream outlives it.
     let mut streams = JoinSet::new();
     let (mut draining, mut served) = (false, false);
@@ -87,13 +87,13 @@ const FAREWELL: Duration = Duration::from_secs(65);
 pub(super) struct Tunnel {
     peer: ClientAddr,
     local: NextHop,
-    identity: SpiffeId,
+    identity: Arc<SpiffeId>,
 }
 
 pub(super) async fn stream_task(pod: Arc<Pod>, tunnel: Arc<Tunnel>, incoming: Box<Asked>) {
     // On the heap and gone while the connection lasts.
     let Some(begun) = Box::pin(begin(&pod, &tunnel, incoming)).await else { return };
-    let Begun { answered, connection, mut guard, _place } = begun;
+    let Begun { answered, connection, guard, _place } = begun;
     let over = async {
         match answered {
             Answered::Carried(carrying) => carrying.over().await,
@@ -236,7 +236,7 @@ async fn connect(pod: &Arc<Pod>, tunnel: &Tunnel, incoming: Asked, admitted: Adm
     let ends = Ends { source: tunnel.peer.addr(), destination: tunnel.local.addr(), hbone_target };
     let connection = Arc::new(Connection::open(&pod.shared.metrics, &pod.series, parties, ends));
     let subject = Subject { source: tunnel.peer.addr(), destination: admitted.application.addr(), identity: Some(tunnel.identity.clone()) };
-    let mut guard = pod.connections.inbound(subject.clone(), admitted.forwarded.clone(), true);
+    let guard = pod.connections.inbound(subject.clone(), admitted.forwarded.clone());
     let result = match pod.permit(&subject) {
         None => {
             tokio::select! {

@@ -156,7 +156,7 @@ impl Pod {
         let mesh = self.shared.mesh.snapshot();
         // Asked of the workload as it is now: a policy that was attached since counts. One that is not known may have any.
         let Some(workload) = mesh.local_workload(&self.local, self.shared.node()) else { return Some("workload not found".to_owned()) };
-        let identity = subject.identity.as_ref().map(policy::Peer::from);
+        let identity = subject.identity.as_deref().map(policy::Peer::from);
         let connection = policy::Connection { source: subject.source, destination: subject.destination, identity };
         match policy::evaluate(&mesh, workload, &connection) {
             Verdict::Allowed { .. } => None,

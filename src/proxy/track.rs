@@ -1,13 +1,14 @@
 //! The connections that are open: for the admin API, and so that policy can be asked again.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::sync::oneshot;
 
 use crate::base::addr::OrigDst;
 use crate::base::{Error, Str};
@@ -22,7 +23,7 @@ pub(super) struct Subject {
     /// The application's address.
     pub destination: SocketAddr,
     /// Who the client is, from TLS.
-    pub identity: Option<SpiffeId>,
+    pub identity: Option<Arc<SpiffeId>>,
 }
 
 /// One open inbound connection.
@@ -30,9 +31,18 @@ pub(super) struct Subject {
 struct Inbound {
     subject: Subject,
     forwarded: Option<Str>,
-    tunnelled: bool,
-    /// Gone when it was cut.
-    cut: Option<oneshot::Sender<Error>>,
+    fate: Fate,
+}
+
+/// What has become of a connection.
+#[derive(Debug)]
+enum Fate {
+    /// It goes on; who is to be told when it must not.
+    Open(Option<Waker>),
+    /// It must end, for this reason, which was not yet heard.
+    Cut(Error),
+    /// It was told.
+    Told,
 }
 
 /// One open connection, as the admin API prints it.
@@ -59,11 +69,10 @@ pub(super) struct Connections {
 
 impl Connections {
     /// Takes an inbound connection in. Call it before policy is asked, so that no change is missed between.
-    pub(super) fn inbound(self: &Arc<Self>, subject: Subject, forwarded: Option<Str>, tunnelled: bool) -> InboundGuard {
+    pub(super) fn inbound(self: &Arc<Self>, subject: Subject, forwarded: Option<Str>) -> InboundGuard {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (cut, hear) = oneshot::channel();
-        self.inbound.lock().insert(id, Inbound { subject, forwarded, tunnelled, cut: Some(cut) });
-        InboundGuard { id, connections: Arc::clone(self), hear: Some(hear) }
+        self.inbound.lock().insert(id, Inbound { subject, forwarded, fate: Fate::Open(None) });
+        InboundGuard { id, connections: Arc::clone(self) }
     }
 
     /// Takes an outbound connection in.
@@ -75,15 +84,16 @@ impl Connections {
 
     /// Asks `verdict` about every inbound connection and cuts those that it refuses.
     pub(super) fn review(&self, verdict: impl Fn(&Subject) -> Option<Error>) {
+        let mut to_tell = Vec::new();
         for connection in self.inbound.lock().values_mut() {
-            if connection.cut.is_some()
+            if let Fate::Open(waker) = &mut connection.fate
                 && let Some(error) = verdict(&connection.subject)
-                && let Some(cut) = connection.cut.take()
             {
-                // Whoever has the guard hears it, or has ended the connection already.
-                let _ = cut.send(error);
+                to_tell.extend(waker.take());
+                connection.fate = Fate::Cut(error);
             }
         }
+        to_tell.into_iter().for_each(Waker::wake);
     }
 
     /// All of them: inbound, outbound.
@@ -110,7 +120,7 @@ impl Inbound {
             src: self.subject.source,
             original_dst: self.forwarded.as_deref().map(str::to_owned),
             actual_dst: self.subject.destination,
-            protocol: if self.tunnelled { "HBONE" } else { "TCP" },
+            protocol: if self.subject.identity.is_some() { "HBONE" } else { "TCP" },
         }
     }
 }
@@ -120,25 +130,27 @@ impl Inbound {
 pub(super) struct InboundGuard {
     id: u64,
     connections: Arc<Connections>,
-    hear: Option<oneshot::Receiver<Error>>,
 }
 
 impl InboundGuard {
     /// Returns the reason when the connection must end.
-    pub(super) async fn cut(&mut self) -> Error {
-        match &mut self.hear {
-            Some(hear) => {
-                let reason = hear.await;
-                self.hear = None;
-                match reason {
-                    Ok(reason) => reason,
-                    // The sender lives in the list, as long as this guard.
-                    Err(_) => std::future::pending().await,
-                }
+    pub(super) async fn cut(&self) -> Error {
+        poll_fn(|cx| self.poll_cut(cx)).await
+    }
+
+    fn poll_cut(&self, cx: &Context<'_>) -> Poll<Error> {
+        let mut inbound = self.connections.inbound.lock();
+        // The line lives as long as this guard.
+        let Some(Inbound { fate, .. }) = inbound.get_mut(&self.id) else { return Poll::Pending };
+        match std::mem::replace(fate, Fate::Told) {
+            Fate::Cut(error) => return Poll::Ready(error),
+            Fate::Told => {}
+            Fate::Open(waker) => {
+                let waker = waker.filter(|waker| waker.will_wake(cx.waker()));
+                *fate = Fate::Open(waker.or_else(|| Some(cx.waker().clone())));
             }
-            // It has been told.
-            None => std::future::pending().await,
         }
+        Poll::Pending
     }
 }
 
@@ -171,9 +183,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_that_waits_is_woken_wherever_it_waited_last() {
+        let connections = Arc::new(Connections::default());
+        let guard = connections.inbound(subject(80), None);
+        assert!(tokio::time::timeout(std::time::Duration::ZERO, guard.cut()).await.is_err());
+        let waiting = tokio::spawn(async move { guard.cut().await.code().id });
+        tokio::task::yield_now().await;
+        connections.review(|_| Some(Error::new(&code::POLICY_CUT, "no longer allowed")));
+        connections.review(|_| panic!("asked about a connection that was cut"));
+        let told = tokio::time::timeout(std::time::Duration::from_secs(5), waiting).await.expect("woken").expect("no panic");
+        assert_eq!(told, code::POLICY_CUT.id);
+    }
+
+    #[tokio::test]
     async fn a_review_cuts_what_is_refused_and_nothing_else() {
         let connections = Arc::new(Connections::default());
-        let (mut refused, mut kept) = (connections.inbound(subject(80), None, true), connections.inbound(subject(81), None, true));
+        let (refused, kept) = (connections.inbound(subject(80), None), connections.inbound(subject(81), None));
         connections.review(|subject| (subject.destination.port() == 80).then(|| Error::new(&code::POLICY_CUT, "no longer allowed")));
         assert_eq!(refused.cut().await.code(), &code::POLICY_CUT);
         assert!(tokio::time::timeout(std::time::Duration::ZERO, kept.cut()).await.is_err());
