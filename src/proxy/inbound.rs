@@ -234,7 +234,7 @@ async fn connect(pod: &Arc<Pod>, tunnel: &Tunnel, incoming: Asked, admitted: Adm
     };
     let hbone_target = Some(incoming.authority().into());
     let ends = Ends { source: tunnel.peer.addr(), destination: tunnel.local.addr(), hbone_target };
-    let connection = Arc::new(Connection::open(&pod.shared.metrics, &pod.series, parties, ends));
+    let connection = Arc::new(Connection::open(&pod.series, parties, ends));
     let subject = Subject { source: tunnel.peer.addr(), destination: admitted.application.addr(), identity: Some(tunnel.identity.clone()) };
     let guard = pod.connections.inbound(subject.clone(), admitted.forwarded.clone());
     let result = match pod.permit(&subject) {

@@ -152,7 +152,7 @@ fn begin(pod: &Pod, client: ClientAddr, original: OrigDst, plan: Plan) -> Begun 
         mutual_tls: tunnelled,
     };
     let ends = Ends { source: client.addr(), destination: plan.hop.addr(), hbone_target };
-    let connection = Arc::new(Connection::open(&pod.shared.metrics, &pod.series, parties, ends));
+    let connection = Arc::new(Connection::open(&pod.series, parties, ends));
     let listed = pod.connections.outbound(original, connection.clone());
     let way = match plan.via {
         Via::Plain => Way::Plain(plan.hop),

@@ -50,7 +50,7 @@ async fn carry(pod: &Arc<Pod>, client_side: TcpStream, client: ClientAddr, origi
         mutual_tls: false,
     };
     let ends = Ends { source: client.addr(), destination: original.addr(), hbone_target: None };
-    let connection = Connection::open(&pod.shared.metrics, &pod.series, parties, ends);
+    let connection = Connection::open(&pod.series, parties, ends);
     let subject = Subject { source: client.addr(), destination: original.addr(), identity: None };
     let guard = pod.connections.inbound(subject.clone(), None);
     let result = match pod.permit(&subject) {

@@ -98,6 +98,7 @@ pub struct Series {
 /// What is said about all connections of one kind between the same two ends.
 #[derive(Debug)]
 struct Known {
+    metrics: Arc<Metrics>,
     parties: Parties,
     counters: Arc<Counters>,
 }
@@ -124,7 +125,7 @@ impl Series {
             return known.clone();
         }
         let counters = self.counters(parties.labels());
-        let known = Arc::new(Known { parties: parties.clone(), counters });
+        let known = Arc::new(Known { metrics: self.metrics.clone(), parties: parties.clone(), counters });
         let mut all = self.known.lock();
         // Those of peers that are long gone too: what is still needed comes back.
         if all.len() >= SERIES_PER_POD {
@@ -287,7 +288,6 @@ pub struct Ends {
 /// An open connection. Finish it; one that is dropped counts as ended by a drain.
 #[derive(Debug)]
 pub struct Connection {
-    metrics: Arc<Metrics>,
     known: Arc<Known>,
     ends: Ends,
     started: Instant,
@@ -298,13 +298,12 @@ pub struct Connection {
 
 impl Connection {
     /// Counts and logs an opened connection.
-    pub fn open(metrics: &Arc<Metrics>, series: &Series, parties: Parties, ends: Ends) -> Self {
+    pub fn open(series: &Series, parties: Parties, ends: Ends) -> Self {
         let known = series.admit(parties);
         known.counters.opened.inc();
         let (source, hop, direction) = (ends.source, ends.destination, known.parties.direction.name());
         tracing::event!(target: "access", parent: None, tracing::Level::DEBUG, src.addr = %source, dst.addr = %hop, direction, "connection opened");
         Self {
-            metrics: metrics.clone(),
             known,
             ends,
             started: Instant::now(),
@@ -345,7 +344,7 @@ impl Connection {
         if self.finished.swap(true, Ordering::Relaxed) {
             return;
         }
-        let tcp = &self.metrics.tcp;
+        let Metrics { tcp, refused, .. } = &*self.known.metrics;
         match &error {
             None => {
                 let Counters { labels, closed, .. } = &*self.known.counters;
@@ -355,7 +354,7 @@ impl Connection {
                 let labels = self.known.counters.labels.with_flags(error.code().flag);
                 tcp.closed.get_or_create(&labels).inc();
                 tcp.failed.get_or_create(&labels).inc();
-                self.metrics.refused.get_or_create(&CodeLabel { code: error.code().id }).inc();
+                refused.get_or_create(&CodeLabel { code: error.code().id }).inc();
             }
         }
         let (received, sent) = (self.client_bytes.load(Ordering::Relaxed), self.server_bytes.load(Ordering::Relaxed));
