@@ -1,5 +1,9 @@
 //! An accepted tunnel, whatever engine frames its bytes.
 
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use http::{HeaderMap, Method, StatusCode};
 use tokio::net::TcpStream;
 
@@ -93,22 +97,20 @@ impl Accepted {
     }
 }
 
-/// A connection that a tunnel carries. Dropped before its end, it is reset on both sides.
+/// A connection that a tunnel carries: ready at its end, an error if it broke. Dropped before, it is reset on both sides.
 pub struct Carrying(engine::Carrying);
 
-impl Carrying {
-    /// Waits for its end.
-    ///
-    /// # Errors
-    /// It broke.
-    pub async fn over(self) -> Result<()> {
-        match self.0.await {
+impl Future for Carrying {
+    type Output = Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx).map(|outcome| match outcome {
             Outcome::Done(result) => result,
             Outcome::Again(app, _, error) => {
                 app.reset();
                 Err(error)
             }
-        }
+        })
     }
 }
 

@@ -174,7 +174,7 @@ impl Pool {
                 Outcome::Again(again, what, error) if avoid.is_none() => {
                     tracing::debug!(%error, tunnel = lease.tunnel.id, "request repeated on another tunnel");
                     avoid = Some(lease.tunnel.id);
-                    (app, wanted) = (Box::new(again), what);
+                    (app, wanted) = (again, what);
                 }
                 Outcome::Again(app, _, error) => {
                     app.reset();

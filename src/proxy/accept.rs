@@ -96,7 +96,8 @@ where
         let moving = if worker == spread.here { Ok(Moving::Here(stream)) } else { Moving::away(stream) };
         let (serve, handle) = (serve.clone(), spread.workers.handle(worker));
         open.spawn(handle, |listed| async move {
-            let _held = (permit, place, drain, listed);
+            // They are held as they came: what is moved within a task takes its place twice.
+            let _ = (&permit, &place, &drain, &listed);
             // It fails when there are no descriptors; the peer then sees the connection end.
             let Ok(stream) = moving.and_then(Moving::arrive) else { return };
             serve(stream, worker).await;

@@ -1,9 +1,13 @@
 //! Tunnels that other proxies open to a pod, and the connections in them.
 
+use std::future::{Future, poll_fn};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::Either;
 use http::StatusCode;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
@@ -90,21 +94,24 @@ pub(super) struct Tunnel {
     identity: Arc<SpiffeId>,
 }
 
-pub(super) async fn stream_task(pod: Arc<Pod>, tunnel: Arc<Tunnel>, incoming: Box<Asked>) {
-    // On the heap and gone while the connection lasts.
-    let Some(begun) = Box::pin(begin(&pod, &tunnel, incoming)).await else { return };
-    let Begun { answered, connection, guard, _place } = begun;
-    let over = async {
-        match answered {
-            Answered::Carried(carrying) => carrying.over().await,
-            Answered::Open(app, stream) => Box::pin(relay::tcp_to_tunnel(&app.socket, *stream, Side::Server, &*connection)).await,
-        }
-    };
-    let result = tokio::select! {
-        result = over => result,
-        reason = guard.cut() => Err(reason),
-    };
-    connection.finish(result);
+/// There are many of these, and most are idle: what it takes to begin is on the heap and gone while the connection lasts.
+pub(super) fn stream_task(pod: Arc<Pod>, tunnel: Arc<Tunnel>, incoming: Box<Asked>) -> impl Future<Output = ()> {
+    let begin = Box::pin(async move { begin(&pod, &tunnel, incoming).await });
+    async move {
+        let Some(begun) = begin.await else { return };
+        let mut over = match begun.answered {
+            Answered::Carried(carrying) => Either::Left(carrying),
+            Answered::Open(app, stream) => {
+                let connection = begun.connection.clone();
+                Either::Right(Box::pin(async move { relay::tcp_to_tunnel(&app.socket, *stream, Side::Server, &*connection).await }))
+            }
+        };
+        let result = poll_fn(|cx| match over.poll_unpin(cx) {
+            Poll::Pending => begun.guard.poll_cut(cx).map(Err),
+            ready => ready,
+        });
+        begun.connection.finish(result.await);
+    }
 }
 
 /// A connection that has begun.

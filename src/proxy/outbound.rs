@@ -55,7 +55,7 @@ pub(super) fn carry(
 ) -> impl Future<Output = ()> {
     let app = Box::new(App::new(app, Side::Client, connection.clone()));
     async move {
-        let _keeps = keeps;
+        let _ = &keeps;
         let result = pod.pool(worker).carry(wanted, app).await;
         connection.finish(result);
     }

@@ -138,7 +138,8 @@ impl InboundGuard {
         poll_fn(|cx| self.poll_cut(cx)).await
     }
 
-    fn poll_cut(&self, cx: &Context<'_>) -> Poll<Error> {
+    /// The same, asked once.
+    pub(super) fn poll_cut(&self, cx: &Context<'_>) -> Poll<Error> {
         let mut inbound = self.connections.inbound.lock();
         // The line lives as long as this guard.
         let Some(Inbound { fate, .. }) = inbound.get_mut(&self.id) else { return Poll::Pending };

@@ -90,7 +90,7 @@ impl Client {
         let (done, ended) = oneshot::channel();
         if let Err(Command::Open(opening)) = self.shared.send(Command::Open(Box::new(Opening { wanted, app, done }))) {
             // The receiver is here.
-            let _ = opening.done.send(Outcome::Again(opening.app, opening.wanted, self.shared.reason()));
+            let _ = opening.done.send(Outcome::Again(Box::new(opening.app), opening.wanted, self.shared.reason()));
         }
         Carrying { ended, shared: self.shared.clone() }
     }

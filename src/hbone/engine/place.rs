@@ -25,7 +25,7 @@ pub(in crate::hbone) enum Outcome {
     /// It is over.
     Done(Result<()>),
     /// The peer did nothing with it: here it is again.
-    Again(App, Box<Wanted>, Error),
+    Again(Box<App>, Box<Wanted>, Error),
 }
 
 /// What is kept of one stream.
@@ -251,7 +251,7 @@ impl Carried {
             (Some(socket), Some(wanted)) => {
                 let mut app = App::new(socket, self.side, self.count);
                 app.unsent = early;
-                if let Err(Outcome::Again(app, ..)) = done.send(Outcome::Again(app, wanted, error)) {
+                if let Err(Outcome::Again(app, ..)) = done.send(Outcome::Again(Box::new(app), wanted, error)) {
                     app.reset();
                 }
             }

@@ -353,7 +353,7 @@ async fn refusals_are_told_and_what_was_not_touched_comes_back() {
     let mut other = usual().await;
     let (mut server, far, _) = app(Side::Server).await;
     let shared = other.client.shared.clone();
-    let opened = tokio::spawn(async move { over(carry(&shared, app_again).await) });
+    let opened = tokio::spawn(async move { over(carry(&shared, *app_again).await) });
     let arrival = soon(other.host.next()).await.unwrap();
     let accepted = tokio::spawn(arrived(arrival, far));
     client.write_all(b" and late").await.unwrap();

@@ -212,7 +212,7 @@ async fn what_was_sent_early_can_still_be_sent_elsewhere() {
     };
     let (again, sought) = soon(again).await;
     // It moves also before it has sent them anew.
-    elsewhere.wait_for(client.carry(sought, again));
+    elsewhere.wait_for(client.carry(sought, *again));
     let _client = elsewhere.client(client).await;
     let (mut far, theirs) = elsewhere.app(Side::Server).await;
     elsewhere.wait_for(soon(host.next()).await.unwrap().carry(HeaderMap::new(), theirs).unwrap());
