@@ -84,7 +84,7 @@ impl SocketFactory {
             }
             let transparent = transparent && set_transparent(&socket, addr.ip()).is_ok();
             // What it accepts inherits all of this.
-            self.prepare(&socket);
+            self.prepare(&socket, self.keepalive);
             socket.bind(&addr.into())?;
             socket.listen(BACKLOG)?;
             Ok((socket, transparent))
@@ -100,6 +100,8 @@ impl SocketFactory {
     /// As the kernel says.
     pub async fn connect(&self, to: NextHop, source: Option<Source>) -> io::Result<TcpStream> {
         let to = to.addr();
+        // The two ends of what stays have one kernel: neither can vanish unseen, and the way is short.
+        let stays = source.is_some_and(|source| source.stays);
         let socket = self.inside(|| {
             let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
             self.mark(&socket)?;
@@ -108,11 +110,13 @@ impl SocketFactory {
             {
                 spoof(&socket, source)?;
             }
-            self.prepare(&socket);
+            self.prepare(&socket, self.keepalive.filter(|_| !stays));
             Ok(socket)
         })?;
         let stream = TcpSocket::from_std_stream(socket.into()).connect(to).await?;
-        self.settle(&stream);
+        if !stays {
+            self.settle(&stream);
+        }
         Ok(stream)
     }
 
@@ -122,13 +126,13 @@ impl SocketFactory {
     }
 
     /// Sets what a connection gets: no delay, keepalive, congestion control.
-    fn prepare(&self, socket: &Socket) {
-        note(self.try_prepare(socket));
+    fn prepare(&self, socket: &Socket, keepalive: Option<Keepalive>) {
+        note(self.try_prepare(socket, keepalive));
     }
 
-    fn try_prepare(&self, socket: &Socket) -> io::Result<()> {
+    fn try_prepare(&self, socket: &Socket, keepalive: Option<Keepalive>) -> io::Result<()> {
         socket.set_tcp_nodelay(true)?;
-        if let Some(keepalive) = self.keepalive {
+        if let Some(keepalive) = keepalive {
             let parameters =
                 TcpKeepalive::new().with_time(keepalive.idle).with_interval(keepalive.interval).with_retries(keepalive.retries);
             socket.set_tcp_keepalive(&parameters)?;
