@@ -23,12 +23,6 @@ const BACKLOG: i32 = 1024;
 /// Bytes of a tunnel that wait to be sent: half a batch.
 const NOT_SENT: u32 = 128 * 1024;
 
-/// Where a connection goes that does not leave its namespace. Of one that is bound to it the kernel knows (tcp_tw_reuse = 2,
-/// its default) that the port may be taken again a second after its end, not a minute: an application that is called ten
-/// thousand times a minute by one client would run out of them. Only for IPv4, whose lookup of a route lets the device
-/// decide, and not from an address of the host itself, whose answers the kernel takes as coming by that address's device.
-const LOOPBACK: &[u8] = b"lo";
-
 /// TCP keepalive of proxied connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keepalive {
@@ -40,15 +34,6 @@ pub struct Keepalive {
     pub retries: u32,
     /// Whether data without acknowledgement for `idle + retries * interval` ends the connection (TCP_USER_TIMEOUT).
     pub user_timeout: bool,
-}
-
-/// The address that a connection is to come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Source {
-    /// May be another host's: needs CAP_NET_ADMIN.
-    pub ip: IpAddr,
-    /// The destination is an address of the namespace that the socket is in.
-    pub stays: bool,
 }
 
 /// How sockets of one pod are made. By default: in the process's own network namespace, nothing special.
@@ -84,7 +69,7 @@ impl SocketFactory {
             }
             let transparent = transparent && set_transparent(&socket, addr.ip()).is_ok();
             // What it accepts inherits all of this.
-            self.prepare(&socket, self.keepalive);
+            self.prepare(&socket);
             socket.bind(&addr.into())?;
             socket.listen(BACKLOG)?;
             Ok((socket, transparent))
@@ -92,31 +77,27 @@ impl SocketFactory {
         Ok((TcpListener::from_std(socket.into())?, transparent))
     }
 
-    /// Connects to `to`, from `source` if one is given.
+    /// Connects to `to`, from `source` if one is given (which may be another host's address: needs CAP_NET_ADMIN).
     ///
     /// The caller sets the deadline.
     ///
     /// # Errors
     /// As the kernel says.
-    pub async fn connect(&self, to: NextHop, source: Option<Source>) -> io::Result<TcpStream> {
+    pub async fn connect(&self, to: NextHop, source: Option<IpAddr>) -> io::Result<TcpStream> {
         let to = to.addr();
-        // The two ends of what stays have one kernel: neither can vanish unseen, and the way is short.
-        let stays = source.is_some_and(|source| source.stays);
         let socket = self.inside(|| {
             let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
             self.mark(&socket)?;
             if let Some(source) = source
-                && source.ip.is_ipv4() == to.is_ipv4()
+                && source.is_ipv4() == to.is_ipv4()
             {
                 spoof(&socket, source)?;
             }
-            self.prepare(&socket, self.keepalive.filter(|_| !stays));
+            self.prepare(&socket);
             Ok(socket)
         })?;
         let stream = TcpSocket::from_std_stream(socket.into()).connect(to).await?;
-        if !stays {
-            self.settle(&stream);
-        }
+        self.settle(&stream);
         Ok(stream)
     }
 
@@ -126,13 +107,13 @@ impl SocketFactory {
     }
 
     /// Sets what a connection gets: no delay, keepalive, congestion control.
-    fn prepare(&self, socket: &Socket, keepalive: Option<Keepalive>) {
-        note(self.try_prepare(socket, keepalive));
+    fn prepare(&self, socket: &Socket) {
+        note(self.try_prepare(socket));
     }
 
-    fn try_prepare(&self, socket: &Socket, keepalive: Option<Keepalive>) -> io::Result<()> {
+    fn try_prepare(&self, socket: &Socket) -> io::Result<()> {
         socket.set_tcp_nodelay(true)?;
-        if let Some(keepalive) = keepalive {
+        if let Some(keepalive) = self.keepalive {
             let parameters =
                 TcpKeepalive::new().with_time(keepalive.idle).with_interval(keepalive.interval).with_retries(keepalive.retries);
             socket.set_tcp_keepalive(&parameters)?;
@@ -282,20 +263,10 @@ pub fn any(ipv6: bool, port: u16) -> SocketAddr {
 
 /// Binds to an address that may not be this host's, leaving the choice of port to connect(), which knows the whole
 /// 4-tuple: many clients share one destination.
-fn spoof(socket: &Socket, source: Source) -> io::Result<()> {
+fn spoof(socket: &Socket, source: IpAddr) -> io::Result<()> {
+    set_transparent(socket, source)?;
     setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
-    let address = SocketAddr::new(source.ip, 0).into();
-    let short_cut = source.stays && source.ip.is_ipv4();
-    // Without the right to a foreign address yet, this tells whether it is one.
-    let own = short_cut && socket.bind(&address).is_ok();
-    set_transparent(socket, source.ip)?;
-    if own {
-        return Ok(());
-    }
-    if short_cut {
-        note(socket.bind_device(Some(LOOPBACK)));
-    }
-    socket.bind(&address)
+    socket.bind(&SocketAddr::new(source, 0).into())
 }
 
 fn set_transparent(socket: &Socket, ip: IpAddr) -> io::Result<()> {

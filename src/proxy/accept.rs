@@ -145,10 +145,43 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
+    use crate::base::addr::NextHop;
     use crate::base::drain;
+    use crate::net::socket::SocketFactory;
 
     fn lines(open: &Open) -> Option<usize> {
         open.tasks.lock().as_ref().map(HashMap::len)
+    }
+
+    #[tokio::test]
+    async fn a_connection_has_its_permit_and_its_place_until_its_end() {
+        let (workers, ending) = Workers::start(1).expect("threads");
+        let sockets = SocketFactory::default();
+        let (listener, _) = sockets.listen("127.0.0.1:0".parse().expect("address"), false).expect("listens");
+        let address = listener.local_addr().expect("address");
+        let (permits, (_trigger, watch)) = (Arc::new(Semaphore::new(1)), drain::new());
+        let spread = Spread { workers: workers.clone(), kind: Kind::Outbound, here: 0 };
+        let (begins, mut begun) = tokio::sync::mpsc::channel(1);
+        let (ends, end) = tokio::sync::watch::channel(false);
+        let serve = move |_, _| {
+            let (begins, mut end) = (begins.clone(), end.clone());
+            Box::pin(async move {
+                begins.send(()).await.expect("heard");
+                let _ = end.wait_for(|end| *end).await;
+            }) as BoxFuture<'static, ()>
+        };
+        let accepting = tokio::spawn(accept(listener, permits, watch, spread, serve));
+        let connect = || sockets.connect(NextHop::new(address), None);
+        let clients = [connect().await.expect("first"), connect().await.expect("second")];
+        begun.recv().await.expect("the first is served");
+        assert!(tokio::time::timeout(Duration::from_millis(100), begun.recv()).await.is_err(), "the second waits for the permit");
+        assert_eq!(workers.open(Kind::Outbound, 0), 1);
+        ends.send(true).expect("heard");
+        tokio::time::timeout(Duration::from_secs(5), begun.recv()).await.expect("in time").expect("the second is served");
+        drop(clients);
+        accepting.abort();
+        drop(workers);
+        ending.end();
     }
 
     #[tokio::test]

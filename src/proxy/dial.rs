@@ -1,13 +1,14 @@
 //! The one way to connect: from inside the pod, with a deadline, and with errors that say whose side it is.
 
 use std::io;
+use std::net::IpAddr;
 
 use tokio::net::TcpStream;
 
 use super::CONNECT_LIMIT;
 use crate::base::addr::NextHop;
 use crate::base::{Code, Error, Result, code, deadline};
-use crate::net::socket::{SocketFactory, Source};
+use crate::net::socket::SocketFactory;
 
 /// What is dialled, which decides the codes of its failures.
 #[derive(Clone, Copy, Debug)]
@@ -27,11 +28,11 @@ impl To {
     }
 }
 
-/// Connects to `hop`, from `source` if one is given.
+/// Connects to `hop`, showing `source` as the client's address if one is given.
 ///
 /// # Errors
 /// One of three codes for each kind of target: silent, refused, anything else.
-pub(super) async fn dial(sockets: &SocketFactory, to: To, hop: NextHop, source: Option<Source>) -> Result<TcpStream> {
+pub(super) async fn dial(sockets: &SocketFactory, to: To, hop: NextHop, source: Option<IpAddr>) -> Result<TcpStream> {
     let [silent, refused, unreachable] = to.codes();
     let connected = deadline(CONNECT_LIMIT, silent, hop, sockets.connect(hop, source)).await?;
     connected.map_err(|error| {

@@ -266,7 +266,7 @@ async fn connect(pod: &Arc<Pod>, tunnel: &Tunnel, incoming: Asked, admitted: Adm
 }
 
 async fn through(pod: &Pod, tunnel: &Tunnel, mut incoming: Asked, admitted: &Admitted, connection: &Arc<Connection>) -> Result<Answered> {
-    let source = pod.shown_source(tunnel.peer.ip(), admitted.application.ip(), Some(tunnel.local.ip()));
+    let source = pod.shown_source(tunnel.peer.ip(), admitted.application.ip());
     let dialled = tokio::select! {
         dialled = dial(&pod.sockets, To::Application, admitted.application, source) => dialled,
         gone = incoming.abandoned() => return Err(gone),

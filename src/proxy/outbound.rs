@@ -66,6 +66,7 @@ fn accept(pod: &Pod, app: &TcpStream) -> Option<Begun> {
         // It was closed before it was looked at.
         return None;
     };
+    pod.sockets.settle(app);
     match plan(pod, client, original, app.local_addr().ok()) {
         Ok(plan) => Some(begin(pod, client, original, plan)),
         Err(error) => {

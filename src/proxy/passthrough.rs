@@ -69,8 +69,7 @@ async fn carry(pod: &Arc<Pod>, client_side: TcpStream, client: ClientAddr, origi
 }
 
 async fn through(pod: &Pod, client_side: &TcpStream, client: ClientAddr, original: OrigDst, connection: &Connection) -> Result<()> {
-    let local = client_side.local_addr().ok().map(|local| local.ip().to_canonical());
-    let source = pod.shown_source(client.ip(), original.ip(), local);
+    let source = pod.shown_source(client.ip(), original.ip());
     let app = dial(&pod.sockets, To::Application, NextHop::new(original.addr()), source).await?;
     relay::tcp_to_tcp(client_side, &app, connection).await
 }

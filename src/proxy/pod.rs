@@ -25,7 +25,7 @@ use crate::identity::{Certificate, CertificateStore, SpiffeId};
 use crate::mesh::{LocalWorkload, MeshStore, Protocol, Workload};
 use crate::net::NetNs;
 use crate::net::congestion::Congestion;
-use crate::net::socket::{self, SocketFactory, Source};
+use crate::net::socket::{self, SocketFactory};
 use crate::policy::{self, Verdict};
 use crate::telemetry::Metrics;
 use crate::telemetry::tcp::Series;
@@ -175,11 +175,10 @@ impl Pod {
         })
     }
 
-    /// The source address that the application is shown: the client's, where the kernel lets us. `local` is where the
-    /// client's connection, or the tunnel that carries it, has come in.
-    pub(super) fn shown_source(&self, client: IpAddr, destination: IpAddr, local: Option<IpAddr>) -> Option<Source> {
+    /// The source address that the application is shown: the client's, where the kernel lets us.
+    pub(super) fn shown_source(&self, client: IpAddr, destination: IpAddr) -> Option<IpAddr> {
         // A pod that calls itself has one address for both ends; binding to it would be in the way.
-        (self.transparent && client != destination).then_some(Source { ip: client, stays: local == Some(destination) })
+        (self.transparent && client != destination).then_some(client)
     }
 }
 

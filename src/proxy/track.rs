@@ -84,15 +84,21 @@ impl Connections {
 
     /// Asks `verdict` about every inbound connection and cuts those that it refuses.
     pub(super) fn review(&self, verdict: impl Fn(&Subject) -> Option<Error>) {
+        // Without the lock, which every connection needs: policy takes its time. One that comes meanwhile asks for itself.
+        let open = |(id, inbound): (&u64, &Inbound)| matches!(inbound.fate, Fate::Open(_)).then(|| (*id, inbound.subject.clone()));
+        let open: Vec<_> = self.inbound.lock().iter().filter_map(open).collect();
+        let refused: Vec<_> = open.into_iter().filter_map(|(id, subject)| Some((id, verdict(&subject)?))).collect();
         let mut to_tell = Vec::new();
-        for connection in self.inbound.lock().values_mut() {
-            if let Fate::Open(waker) = &mut connection.fate
-                && let Some(error) = verdict(&connection.subject)
+        let mut inbound = self.inbound.lock();
+        for (id, error) in refused {
+            if let Some(connection) = inbound.get_mut(&id)
+                && let Fate::Open(waker) = &mut connection.fate
             {
                 to_tell.extend(waker.take());
                 connection.fate = Fate::Cut(error);
             }
         }
+        drop(inbound);
         to_tell.into_iter().for_each(Waker::wake);
     }
 

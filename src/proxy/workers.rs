@@ -80,6 +80,12 @@ impl Workers {
         self.all.len()
     }
 
+    /// How many connections of a kind a thread has.
+    #[cfg(test)]
+    pub(super) fn open(&self, kind: Kind, worker: usize) -> usize {
+        self.all[worker].open[kind as usize].load(Ordering::Relaxed)
+    }
+
     /// The thread that listens for the next pod.
     pub(super) fn home(&self) -> usize {
         self.next.fetch_add(1, Ordering::Relaxed) % self.all.len()

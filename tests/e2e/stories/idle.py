@@ -8,8 +8,11 @@ NEEDS = ("node",)
 SECONDS = 30
 # The kubelet removes what is left of pods that are gone once a minute, and calls the CNI plugins for each.
 LEFTOVERS = """
+set -e -o pipefail
 of() { /opt/kube/ctr -n k8s.io "$@" -q | sort; }
-comm -23 <(of containers ls 'labels."io.cri-containerd.kind"==sandbox') <(of tasks ls)
+sandboxes=$(of containers ls 'labels."io.cri-containerd.kind"==sandbox')
+running=$(of tasks ls)
+comm -23 <(echo "$sandboxes") <(echo "$running")
 """
 
 
