@@ -13,6 +13,7 @@ use super::dump;
 use crate::identity::CertificateStore;
 use crate::mesh::MeshStore;
 use crate::proxy::Pods;
+use crate::telemetry::http::wait_until_ready;
 use crate::telemetry::{Metrics, Readiness, log};
 
 /// What the admin API looks at.
@@ -45,9 +46,10 @@ pub fn stats_router(metrics: Arc<Metrics>) -> Router {
     Router::new().route("/metrics", any(stats)).route("/stats/prometheus", any(stats)).with_state(metrics)
 }
 
-/// Port 15021.
+/// Port 15021. With `?wait=SECONDS` it puts off the answer that it is not ready.
 pub fn readiness_router(readiness: Arc<Readiness>) -> Router {
-    Router::new().route("/healthz/ready", get(ready)).with_state(readiness)
+    let page = get(ready).layer(axum::middleware::from_fn(wait_until_ready));
+    Router::new().route("/healthz/ready", page).with_state(readiness)
 }
 
 const INDEX: &str = "<!doctype html><title>Warren</title><h1>Warren node proxy</h1><ul>\

@@ -8,7 +8,7 @@ use nix::sys::time::TimeValLike;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::base::{Error, Result, code};
-use crate::net::memory;
+use crate::net::memory::{self, Program};
 
 /// How often a role looks whether it has been idle.
 const REST: Duration = Duration::from_secs(10);
@@ -57,17 +57,27 @@ impl Signals {
 async fn rest() -> std::convert::Infallible {
     let mut pause = tokio::time::interval_at(tokio::time::Instant::now() + REST, REST);
     let mut before = used();
+    let mut program = None;
     loop {
         pause.tick().await;
         let now = used();
         if now.saturating_sub(before) < IDLE {
             memory::release_heap();
-            if let Err(error) = memory::release_program() {
+            if let Err(error) = release(&mut program) {
                 tracing::debug!(%error, "the program's pages stay in memory");
             }
         }
         before = now;
     }
+}
+
+/// Releases the program, which is looked for the first time.
+fn release(found: &mut Option<Program>) -> std::io::Result<()> {
+    let program = match found {
+        Some(program) => program,
+        None => found.insert(Program::find()?),
+    };
+    program.release().map(drop)
 }
 
 /// The process' processor time so far.

@@ -42,7 +42,7 @@ pub(super) fn run(arguments: &[OsString]) -> Result<ExitCode> {
         let started = Instant::now();
         let child = start(arguments)?;
         // It has little to do until that one ends.
-        let _ = memory::release_program();
+        let _ = memory::Program::find().and_then(|program| program.release());
         let (ended, asked) = watch(&signals, child).map_err(failed)?;
         let status = match decide(ended, asked, started.elapsed()) {
             Next::End(status) => status,

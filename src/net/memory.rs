@@ -7,27 +7,43 @@ use std::ptr::NonNull;
 
 use nix::sys::mman::{MmapAdvise, madvise};
 
-/// Unmaps the pages of the program's own file, its text and constants; tells how many bytes they cover.
+/// The program's own file in memory, its text and constants: what of it is mapped and was never written.
 ///
 /// What only the start needed does not come back; what is needed does, a page fault for every 64 KiB, from the page
 /// cache. Half of the resident set of a proxy that has just started is text that is not executed again.
-///
-/// # Errors
-/// As `/proc/self/smaps` and madvise(2) say. A program that cannot be found there is no error.
-pub fn release_program() -> io::Result<usize> {
-    let program = fs::read_link("/proc/self/exe")?;
-    let maps = fs::read_to_string("/proc/self/smaps")?;
-    let mut released = 0;
-    for (start, length) in unwritten(&maps, &program.to_string_lossy()) {
-        release(start, length)?;
-        released += length;
+#[derive(Debug)]
+pub struct Program {
+    /// Address and length of each mapping.
+    mappings: Vec<(usize, usize)>,
+}
+
+impl Program {
+    /// Looks for it, which makes the kernel walk all of the process' pages. Once is enough: text stays where it is, and
+    /// relocated data is written before `main`.
+    ///
+    /// # Errors
+    /// As `/proc/self/smaps` says. A program that cannot be found there is no error.
+    pub fn find() -> io::Result<Self> {
+        let program = fs::read_link("/proc/self/exe")?;
+        let maps = fs::read_to_string("/proc/self/smaps")?;
+        Ok(Self { mappings: unwritten(&maps, &program.to_string_lossy()).collect() })
     }
-    Ok(released)
+
+    /// Unmaps its pages; tells how many bytes they cover.
+    ///
+    /// # Errors
+    /// As madvise(2).
+    pub fn release(&self) -> io::Result<usize> {
+        self.mappings.iter().try_fold(0, |released, &(start, length)| {
+            release(start, length)?;
+            Ok(released + length)
+        })
+    }
 }
 
 /// The mappings of `program` (address, length) that cannot be written and hold no page that ever was: relocated data is
 /// written once, at the start, and then protected.
-fn unwritten<'a>(smaps: &'a str, program: &'a str) -> impl Iterator<Item = (NonNull<c_void>, usize)> + 'a {
+fn unwritten<'a>(smaps: &'a str, program: &'a str) -> impl Iterator<Item = (usize, usize)> + 'a {
     let mut mapping = None;
     smaps.lines().filter_map(move |line| {
         if let Some(head) = line.strip_suffix(program) {
@@ -46,19 +62,20 @@ fn unwritten<'a>(smaps: &'a str, program: &'a str) -> impl Iterator<Item = (NonN
 }
 
 /// Address and length, from the head of a mapping that nobody may write, without the file's name.
-fn of_file(head: &str) -> Option<(NonNull<c_void>, usize)> {
+fn of_file(head: &str) -> Option<(usize, usize)> {
     let mut fields = head.strip_suffix(' ')?.split_ascii_whitespace();
     let (start, end) = fields.next()?.split_once('-')?;
     let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
     matches!(fields.next()?, "r-xp" | "r--p").then_some(())?;
-    let address = NonNull::new(std::ptr::with_exposed_provenance_mut(start))?;
-    Some((address, end.checked_sub(start)?))
+    Some((start, end.checked_sub(start).filter(|_| start > 0)?))
 }
 
 #[expect(unsafe_code, reason = "madvise can take away what is in memory")]
-fn release(start: NonNull<c_void>, length: usize) -> io::Result<()> {
-    // SAFETY: the range is one mapping of the program's file, without the right to write and without a page that was ever
-    // written, so its pages hold what the file holds, and the next access reads them again.
+fn release(start: usize, length: usize) -> io::Result<()> {
+    let Some(start) = NonNull::new(std::ptr::with_exposed_provenance_mut::<c_void>(start)) else { return Ok(()) };
+    // SAFETY: the range is one mapping of the program's file, without the right to write and, when it was looked at after
+    // the start, without a page that was ever written, so its pages hold what the file holds, and the next access reads
+    // them again. Nothing in the program maps its text anew or writes to it.
     Ok(unsafe { madvise(start, length, MmapAdvise::MADV_DONTNEED) }?)
 }
 
@@ -97,7 +114,7 @@ mod tests {
         let mapping = |head: &str, written: &str, swapped: &str| {
             format!("{head}\nSize:   4 kB\nAnonymous:   {written} kB\nSwap:   {swapped} kB\nVmFlags: rd ex\n")
         };
-        let found = |smaps: &str| unwritten(smaps, "/warren").map(|(start, length)| (start.as_ptr() as usize, length)).collect::<Vec<_>>();
+        let found = |smaps: &str| unwritten(smaps, "/warren").collect::<Vec<_>>();
         let all = [
             mapping("00400000-00401000 r-xp 00001000 fe:00 77 /warren", "0", "0"),
             mapping("00500000-00502000 r--p 00002000 fe:00 77                         /warren", "0", "0"),
@@ -114,8 +131,9 @@ mod tests {
 
     #[test]
     fn the_program_goes_on() {
-        assert!(release_program().expect("released") > 0);
+        let program = Program::find().expect("the kernel's list");
+        assert!(program.release().expect("released") > 0);
         release_heap();
-        assert!(release_program().expect("released again") > 0);
+        assert!(program.release().expect("released again") > 0);
     }
 }

@@ -4,6 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::{Query, Request};
+use axum::http::StatusCode;
+use axum::middleware::Next;
+use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -49,6 +53,32 @@ pub async fn serve(listener: TcpListener, router: Router, mut drain: Watch) {
     }
 }
 
+/// The longest that an answer is put off, seconds.
+const LONGEST_WAIT: u64 = 10;
+/// Between two looks for one.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What may follow the path of a readiness page.
+#[derive(serde::Deserialize)]
+pub struct Patience {
+    /// Seconds.
+    wait: Option<u64>,
+}
+
+/// Puts off the answer "503 Service Unavailable" of a readiness page for as long as `?wait=SECONDS` says, at most ten: who
+/// asks seldom hears all the same at once when it becomes ready. For `axum::middleware::from_fn`.
+pub async fn wait_until_ready(Query(Patience { wait }): Query<Patience>, request: Request, next: Next) -> Response {
+    let until = tokio::time::Instant::now() + Duration::from_secs(wait.unwrap_or(0).min(LONGEST_WAIT));
+    let (head, _) = request.into_parts();
+    loop {
+        let answer = next.clone().run(Request::from_parts(head.clone(), axum::body::Body::empty())).await;
+        if answer.status() != StatusCode::SERVICE_UNAVAILABLE || tokio::time::Instant::now() + LOOK > until {
+            return answer;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 async fn one(stream: TcpStream, router: Router) {
     let _ = stream.set_nodelay(true);
     let service = TowerToHyperService::new(router.into_service::<Incoming>());
@@ -72,6 +102,34 @@ mod tests {
 
     use super::*;
     use crate::base::drain;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_hears_when_it_is_ready() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        use tower::ServiceExt;
+        let asked = Arc::new(AtomicUsize::new(0));
+        let router = |ready_after: usize| {
+            let asked = asked.clone();
+            let page = async move || match asked.fetch_add(1, Ordering::Relaxed) < ready_after {
+                true => StatusCode::SERVICE_UNAVAILABLE,
+                false => StatusCode::OK,
+            };
+            Router::new().route("/readyz", get(page)).layer(axum::middleware::from_fn(wait_until_ready))
+        };
+        let ask = async |ready_after, path: &str| {
+            asked.store(0, Ordering::Relaxed);
+            let start = tokio::time::Instant::now();
+            let answer = router(ready_after).oneshot(Request::get(path).body(axum::body::Body::empty()).unwrap()).await.unwrap();
+            (answer.status().as_u16(), start.elapsed().as_millis(), asked.load(Ordering::Relaxed))
+        };
+        assert_eq!(ask(0, "/readyz?wait=4").await, (200, 0, 1));
+        assert_eq!(ask(3, "/readyz").await, (503, 0, 1));
+        assert_eq!(ask(3, "/readyz?wait=0").await, (503, 0, 1));
+        assert_eq!(ask(3, "/readyz?wait=4").await, (200, 300, 4));
+        assert_eq!(ask(1000, "/readyz?wait=1").await, (503, 1000, 11));
+        assert_eq!(ask(1000, "/readyz?wait=4000000000").await, (503, 10_000, 101));
+        assert_eq!(ask(0, "/readyz?wait=long").await, (400, 0, 0));
+    }
 
     #[tokio::test]
     async fn a_client_that_says_nothing_is_dropped_and_others_are_answered() {

@@ -17,7 +17,7 @@ use crate::base::{Error, Result, code};
 use crate::cni::outside;
 
 /// Between two looks when no event tells of a change.
-const POLL: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_secs(10);
 
 /// Between two changes of the same files. It doubles from the first to the last while somebody keeps undoing them.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(10));

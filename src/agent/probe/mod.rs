@@ -29,7 +29,7 @@ pub use plan::{Sender, TABLE};
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// How often the kubelet is looked for: one that was started anew has another control group.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Between two times that the table is read back.
 const AUDIT: Duration = Duration::from_secs(30);
