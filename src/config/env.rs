@@ -71,7 +71,7 @@ variables! {
     POOL_UNUSED_RELEASE_TIMEOUT "POOL_UNUSED_RELEASE_TIMEOUT" "5m" "How long an unused tunnel is kept.";
     CONNECTION_TERMINATION_DEADLINE "CONNECTION_TERMINATION_DEADLINE" "TERMINATION_GRACE_PERIOD_SECONDS less 5 s, else 5s" "How long open connections may finish at shutdown.";
     TERMINATION_GRACE_PERIOD_SECONDS "TERMINATION_GRACE_PERIOD_SECONDS" "" "The pod's grace period, seconds.";
-    ZTUNNEL_WORKER_THREADS "ZTUNNEL_WORKER_THREADS" "a quarter of the CPUs, at least 2" "Data-plane threads: a number, or `P%` of the CPUs; 0 is all.";
+    ZTUNNEL_WORKER_THREADS "ZTUNNEL_WORKER_THREADS" "a quarter of the CPUs, at least 2" "Data-plane threads: a number, or `P%` of the CPUs; 0 is all. As many again, at most 4, wait for connections that are opened while these are busy.";
     ZTUNNEL_CPU_LIMIT "ZTUNNEL_CPU_LIMIT" "the node's CPUs" "CPUs this process may use.";
     LOCALHOST_APP_TUNNEL "LOCALHOST_APP_TUNNEL" "" "Accepted for compatibility, without effect: the PROXY protocol is refused (W1015).";
     ENABLE_RESPONSE_BAGGAGE "ENABLE_RESPONSE_BAGGAGE" "true" "Exchange workload metadata in tunnel headers.";

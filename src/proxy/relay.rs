@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use self::plain::Half;
+use super::workers;
 use crate::base::{Error, Result, code};
 use crate::hbone::{Count, Side, Stream};
 
@@ -28,10 +29,12 @@ const LARGE: usize = 256 * 1024;
 
 impl Count for crate::telemetry::tcp::Connection {
     fn client_sent(&self, bytes: usize) {
+        workers::moved(bytes);
         self.received(bytes);
     }
 
     fn server_sent(&self, bytes: usize) {
+        workers::moved(bytes);
         self.sent(bytes);
     }
 }

@@ -1,16 +1,23 @@
 //! The threads that carry connections. Each has a runtime of its own: what belongs to one connection stays on one thread,
 //! and nobody is woken to look for work that is done already.
+//!
+//! As many threads again, a few at most, wait in reserve: what is opened while the others are busy does not stand behind
+//! their work, neither on a thread nor in a tunnel.
+
+mod pulse;
 
 use std::net::TcpStream as StdStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 
+use self::pulse::Pulse;
+pub(super) use self::pulse::moved;
 use crate::base::{Error, Result, code};
 
 /// Tasks that run before a thread asks the kernel what else there is. A task of a tunnel can take a quarter of a
@@ -20,8 +27,12 @@ const TASKS: u32 = 2;
 /// For what is still running when all is to end.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Connections of this kind more than the idlest thread has, before one is handed to another thread.
-const AHEAD: usize = 1;
+/// The most that wait in reserve. One that does nothing holds 45 KB.
+const RESERVE: usize = 4;
+
+/// The share of time from which a thread counts as busy, and how much less another must have to take a connection from it.
+const BUSY: f64 = 0.5;
+const LESS: f64 = 0.25;
 
 /// What is spread evenly, each kind by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,9 +45,22 @@ pub(super) enum Kind {
     Tunnel,
 }
 
+impl Kind {
+    /// How many more than the idlest thread one may have before the next goes there. Tunnels are few, and a peer opens
+    /// another for what is not to wait.
+    fn ahead(self) -> usize {
+        match self {
+            Self::Outbound | Self::Passthrough => 1,
+            Self::Tunnel => 0,
+        }
+    }
+}
+
 /// All threads.
 pub struct Workers {
     all: Vec<Worker>,
+    /// All but the reserve.
+    regular: usize,
     next: AtomicUsize,
 }
 
@@ -44,6 +68,7 @@ struct Worker {
     handle: Handle,
     /// Open ones by kind.
     open: [AtomicUsize; 3],
+    pulse: Arc<Pulse>,
 }
 
 /// Ends the threads.
@@ -53,7 +78,7 @@ pub struct Ending {
 }
 
 impl Workers {
-    /// Starts `count` threads.
+    /// Starts `count` threads and the reserve.
     ///
     /// # Errors
     /// The system refuses threads or descriptors.
@@ -61,18 +86,28 @@ impl Workers {
         let refused = |error| Error::caused(&code::NO_PERMISSION, "cannot start threads", error);
         let mut ending = Ending { stop: CancellationToken::new(), threads: Vec::new() };
         let mut all = Vec::new();
-        for _ in 0..count.max(1) {
-            let runtime = Builder::new_current_thread().enable_all().event_interval(TASKS).global_queue_interval(TASKS).build();
-            let runtime = runtime.map_err(refused)?;
-            all.push(Worker { handle: runtime.handle().clone(), open: Default::default() });
+        let regular = count.max(1);
+        for _ in 0..regular + regular.min(RESERVE) {
+            let pulse = Arc::new(Pulse::new(Instant::now()));
+            let (own, park, unpark) = (pulse.clone(), pulse.clone(), pulse.clone());
+            let runtime = Builder::new_current_thread()
+                .enable_all()
+                .event_interval(TASKS)
+                .global_queue_interval(TASKS)
+                .on_thread_park(move || park.park(Instant::now()))
+                .on_thread_unpark(move || unpark.unpark(Instant::now()))
+                .build()
+                .map_err(refused)?;
+            all.push(Worker { handle: runtime.handle().clone(), open: Default::default(), pulse });
             let stop = ending.stop.clone();
             let thread = thread::Builder::new().name("warren-data".to_owned()).spawn(move || {
+                own.adopt();
                 runtime.block_on(stop.cancelled());
                 runtime.shutdown_timeout(FAREWELL);
             });
             ending.threads.push(thread.map_err(refused)?);
         }
-        Ok((Arc::new(Self { all, next: AtomicUsize::new(0) }), ending))
+        Ok((Arc::new(Self { all, regular, next: AtomicUsize::new(0) }), ending))
     }
 
     /// How many there are.
@@ -88,7 +123,7 @@ impl Workers {
 
     /// The thread that listens for the next pod.
     pub(super) fn home(&self) -> usize {
-        self.next.fetch_add(1, Ordering::Relaxed) % self.all.len()
+        self.next.fetch_add(1, Ordering::Relaxed) % self.regular
     }
 
     /// The runtime of a thread.
@@ -101,13 +136,26 @@ impl Workers {
     pub(super) fn place(self: &Arc<Self>, kind: Kind, here: usize) -> Place {
         let open = |worker: &Worker| worker.open[kind as usize].load(Ordering::Relaxed);
         let own = self.all.get(here).map_or(usize::MAX, open);
-        let idlest = self.all.iter().enumerate().map(|(number, worker)| (open(worker), number)).min();
-        let worker = match idlest {
-            Some((least, number)) if own > least.saturating_add(AHEAD) => number,
+        let idlest = self.all.iter().take(self.regular).enumerate().map(|(number, worker)| (open(worker), number)).min();
+        let fewest = match idlest {
+            Some((least, number)) if own > least.saturating_add(kind.ahead()) => number,
             _ => here,
         };
+        let now = Instant::now();
+        let worker = self.relieved(fewest, now);
         self.all[worker % self.all.len()].open[kind as usize].fetch_add(1, Ordering::Relaxed);
+        self.all[worker % self.all.len()].pulse.expect(now);
         Place { workers: self.clone(), kind, worker }
+    }
+
+    /// Another thread, where this one is busy and that clearly less.
+    fn relieved(&self, worker: usize, now: Instant) -> usize {
+        let busy = self.all[worker % self.all.len()].pulse.busy(now);
+        if busy < BUSY {
+            return worker;
+        }
+        // The first: the last are to be free when they are needed.
+        self.all.iter().position(|worker| worker.pulse.will_be_busy(now) + LESS <= busy).unwrap_or(worker)
     }
 }
 
@@ -173,6 +221,38 @@ mod tests {
         for _ in 0..5 {
             assert_eq!(workers.place(Kind::Outbound, 1).worker, 1, "one at a time stays");
         }
+        assert_eq!(workers.count(), 6, "and as many in reserve");
+        ending.end();
+    }
+
+    #[test]
+    fn a_busy_thread_is_relieved_by_the_first_that_is_not() {
+        let (workers, ending) = Workers::start(2).expect("threads");
+        let keep_busy = |worker: usize| {
+            let (begin, begun) = std::sync::mpsc::channel();
+            let (end, ended) = std::sync::mpsc::channel::<()>();
+            workers.handle(worker).spawn(async move {
+                let _ = begin.send(());
+                let _ = ended.recv_timeout(Duration::from_secs(60));
+            });
+            begun.recv_timeout(Duration::from_secs(30)).expect("it runs");
+            end
+        };
+        // As it will be if nothing changes.
+        let soon = || Instant::now() + Duration::from_secs(1);
+        assert_eq!(workers.relieved(1, soon()), 1);
+        let one = keep_busy(1);
+        assert_eq!(workers.relieved(1, soon()), 0);
+        let other = keep_busy(0);
+        let now = soon();
+        let placed = [(); 10].map(|()| {
+            let worker = workers.relieved(1, now);
+            workers.all[worker].pulse.expect(now);
+            worker
+        });
+        assert_eq!(placed, [2, 2, 2, 2, 2, 2, 3, 3, 3, 3], "the reserve, one after the other");
+        assert!((0..4).all(|_| workers.home() < 2), "pods do not listen there");
+        drop((one, other));
         ending.end();
     }
 }
