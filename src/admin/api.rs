@@ -13,7 +13,7 @@ use super::dump;
 use crate::identity::CertificateStore;
 use crate::mesh::MeshStore;
 use crate::proxy::Pods;
-use crate::telemetry::http::wait_until_ready;
+use crate::telemetry::http::patient;
 use crate::telemetry::{Metrics, Readiness, log};
 
 /// What the admin API looks at.
@@ -48,8 +48,7 @@ pub fn stats_router(metrics: Arc<Metrics>) -> Router {
 
 /// Port 15021. With `?wait=SECONDS` it puts off the answer that it is not ready.
 pub fn readiness_router(readiness: Arc<Readiness>) -> Router {
-    let page = get(ready).layer(axum::middleware::from_fn(wait_until_ready));
-    Router::new().route("/healthz/ready", page).with_state(readiness)
+    Router::new().route("/healthz/ready", patient(get(ready))).with_state(readiness)
 }
 
 const INDEX: &str = "<!doctype html><title>Warren</title><h1>Warren node proxy</h1><ul>\

@@ -39,7 +39,7 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener> {
 pub async fn serve(listener: TcpListener, ready: Arc<Readiness>, board: Arc<Board>, drain: Watch) {
     let router = Router::new()
         .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(readyz).layer(axum::middleware::from_fn(http::wait_until_ready)))
+        .route("/readyz", http::patient(get(readyz)))
         .route("/metrics", get(metrics))
         .with_state(Pages { ready, board });
     http::serve(listener, router, drain).await;

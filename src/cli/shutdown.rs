@@ -77,7 +77,7 @@ fn release(found: &mut Option<Program>) -> std::io::Result<()> {
         Some(program) => program,
         None => found.insert(Program::find()?),
     };
-    program.release().map(drop)
+    program.release()
 }
 
 /// The process' processor time so far.

@@ -48,7 +48,7 @@ pub(super) async fn serve(listener: TcpListener, health: Health, metrics: Arc<Me
     let page = Arc::new(metrics.registry(health.clone()));
     let router = Router::new()
         .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(ready).layer(axum::middleware::from_fn(http::wait_until_ready)).with_state(health))
+        .route("/readyz", http::patient(get(ready)).with_state(health))
         .route("/metrics", get(counted).with_state(page));
     http::serve(listener, router, drain).await;
 }

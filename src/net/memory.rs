@@ -29,15 +29,12 @@ impl Program {
         Ok(Self { mappings: unwritten(&maps, &program.to_string_lossy()).collect() })
     }
 
-    /// Unmaps its pages; tells how many bytes they cover.
+    /// Unmaps its pages.
     ///
     /// # Errors
     /// As madvise(2).
-    pub fn release(&self) -> io::Result<usize> {
-        self.mappings.iter().try_fold(0, |released, &(start, length)| {
-            release(start, length)?;
-            Ok(released + length)
-        })
+    pub fn release(&self) -> io::Result<()> {
+        self.mappings.iter().try_for_each(|&(start, length)| release(start, length))
     }
 }
 
@@ -67,7 +64,7 @@ fn of_file(head: &str) -> Option<(usize, usize)> {
     let (start, end) = fields.next()?.split_once('-')?;
     let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
     matches!(fields.next()?, "r-xp" | "r--p").then_some(())?;
-    Some((start, end.checked_sub(start).filter(|_| start > 0)?))
+    Some((start, end.checked_sub(start)?))
 }
 
 #[expect(unsafe_code, reason = "madvise can take away what is in memory")]
@@ -132,8 +129,9 @@ mod tests {
     #[test]
     fn the_program_goes_on() {
         let program = Program::find().expect("the kernel's list");
-        assert!(program.release().expect("released") > 0);
+        assert!(!program.mappings.is_empty());
+        program.release().expect("released");
         release_heap();
-        assert!(program.release().expect("released again") > 0);
+        program.release().expect("released again");
     }
 }

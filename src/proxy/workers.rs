@@ -27,6 +27,9 @@ const TASKS: u32 = 2;
 /// For what is still running when all is to end.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// Connections of this kind more than the idlest thread has, before one is handed to another thread.
+const AHEAD: usize = 1;
+
 /// The most that wait in reserve. One that does nothing holds 45 KB.
 const RESERVE: usize = 4;
 
@@ -43,17 +46,6 @@ pub(super) enum Kind {
     Passthrough,
     /// Tunnels that arrive.
     Tunnel,
-}
-
-impl Kind {
-    /// How many more than the idlest thread one may have before the next goes there. Tunnels are few, and a peer opens
-    /// another for what is not to wait.
-    fn ahead(self) -> usize {
-        match self {
-            Self::Outbound | Self::Passthrough => 1,
-            Self::Tunnel => 0,
-        }
-    }
 }
 
 /// All threads.
@@ -128,29 +120,34 @@ impl Workers {
 
     /// The runtime of a thread.
     pub(super) fn handle(&self, worker: usize) -> &Handle {
-        // Numbers come from here.
-        &self.all[worker % self.all.len()].handle
+        &self.worker(worker).handle
     }
 
-    /// Where a new connection goes: it stays where it was accepted unless others have clearly less to do.
+    fn worker(&self, number: usize) -> &Worker {
+        // Numbers come from here.
+        &self.all[number % self.all.len()]
+    }
+
+    /// Where a new connection goes: it stays where it was accepted unless another thread has fewer of its kind, or this one
+    /// is busy and another clearly less so.
     pub(super) fn place(self: &Arc<Self>, kind: Kind, here: usize) -> Place {
         let open = |worker: &Worker| worker.open[kind as usize].load(Ordering::Relaxed);
         let own = self.all.get(here).map_or(usize::MAX, open);
         let idlest = self.all.iter().take(self.regular).enumerate().map(|(number, worker)| (open(worker), number)).min();
         let fewest = match idlest {
-            Some((least, number)) if own > least.saturating_add(kind.ahead()) => number,
+            Some((least, number)) if own > least.saturating_add(AHEAD) => number,
             _ => here,
         };
         let now = Instant::now();
         let worker = self.relieved(fewest, now);
-        self.all[worker % self.all.len()].open[kind as usize].fetch_add(1, Ordering::Relaxed);
-        self.all[worker % self.all.len()].pulse.expect(now);
+        self.worker(worker).open[kind as usize].fetch_add(1, Ordering::Relaxed);
+        self.worker(worker).pulse.expect(now);
         Place { workers: self.clone(), kind, worker }
     }
 
     /// Another thread, where this one is busy and that clearly less.
     fn relieved(&self, worker: usize, now: Instant) -> usize {
-        let busy = self.all[worker % self.all.len()].pulse.busy(now);
+        let busy = self.worker(worker).pulse.busy(now);
         if busy < BUSY {
             return worker;
         }
@@ -179,8 +176,7 @@ pub(super) struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let worker = &self.workers.all[self.worker % self.workers.all.len()];
-        worker.open[self.kind as usize].fetch_sub(1, Ordering::Relaxed);
+        self.workers.worker(self.worker).open[self.kind as usize].fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -232,6 +228,8 @@ mod tests {
             let (begin, begun) = std::sync::mpsc::channel();
             let (end, ended) = std::sync::mpsc::channel::<()>();
             workers.handle(worker).spawn(async move {
+                // The thread has parked once, and goes on.
+                tokio::time::sleep(Duration::from_millis(1)).await;
                 let _ = begin.send(());
                 let _ = ended.recv_timeout(Duration::from_secs(60));
             });

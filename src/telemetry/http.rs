@@ -4,16 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Query, Request};
-use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::Response;
+use axum::routing::MethodRouter;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::base::drain::Watch;
 
@@ -57,22 +59,29 @@ pub async fn serve(listener: TcpListener, router: Router, mut drain: Watch) {
 const LONGEST_WAIT: u64 = 10;
 /// Between two looks for one.
 const LOOK: Duration = Duration::from_millis(100);
+/// Those that wait at a time; others are answered at once. Each holds one of the connections.
+static WAITING: Semaphore = Semaphore::const_new(8);
 
 /// What may follow the path of a readiness page.
 #[derive(serde::Deserialize)]
-pub struct Patience {
+struct Patience {
     /// Seconds.
     wait: Option<u64>,
 }
 
-/// Puts off the answer "503 Service Unavailable" of a readiness page for as long as `?wait=SECONDS` says, at most ten: who
-/// asks seldom hears all the same at once when it becomes ready. For `axum::middleware::from_fn`.
-pub async fn wait_until_ready(Query(Patience { wait }): Query<Patience>, request: Request, next: Next) -> Response {
-    let until = tokio::time::Instant::now() + Duration::from_secs(wait.unwrap_or(0).min(LONGEST_WAIT));
+/// A readiness page that puts off its answer for as long as `?wait=SECONDS` says, at most ten, while it is one of "not
+/// ready" (5xx): who asks seldom hears all the same when it becomes ready.
+pub fn patient<S: Clone + Send + Sync + 'static>(page: MethodRouter<S>) -> MethodRouter<S> {
+    page.layer(axum::middleware::from_fn(wait_until_ready))
+}
+
+async fn wait_until_ready(Query(Patience { wait }): Query<Patience>, request: Request, next: Next) -> Response {
+    let permit = wait.and_then(|_| WAITING.try_acquire().ok());
+    let until = Instant::now() + Duration::from_secs(wait.filter(|_| permit.is_some()).unwrap_or(0).min(LONGEST_WAIT));
     let (head, _) = request.into_parts();
     loop {
-        let answer = next.clone().run(Request::from_parts(head.clone(), axum::body::Body::empty())).await;
-        if answer.status() != StatusCode::SERVICE_UNAVAILABLE || tokio::time::Instant::now() + LOOK > until {
+        let answer = next.clone().run(Request::from_parts(head.clone(), Body::empty())).await;
+        if !answer.status().is_server_error() || Instant::now() + LOOK > until {
             return answer;
         }
         tokio::time::sleep(LOOK).await;
@@ -106,7 +115,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_waits_hears_when_it_is_ready() {
         use std::sync::atomic::{AtomicUsize, Ordering};
+
+        use axum::http::StatusCode;
         use tower::ServiceExt;
+
         let asked = Arc::new(AtomicUsize::new(0));
         let router = |ready_after: usize| {
             let asked = asked.clone();
@@ -114,12 +126,12 @@ mod tests {
                 true => StatusCode::SERVICE_UNAVAILABLE,
                 false => StatusCode::OK,
             };
-            Router::new().route("/readyz", get(page)).layer(axum::middleware::from_fn(wait_until_ready))
+            Router::new().route("/readyz", patient(get(page)))
         };
         let ask = async |ready_after, path: &str| {
             asked.store(0, Ordering::Relaxed);
-            let start = tokio::time::Instant::now();
-            let answer = router(ready_after).oneshot(Request::get(path).body(axum::body::Body::empty()).unwrap()).await.unwrap();
+            let start = Instant::now();
+            let answer = router(ready_after).oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
             (answer.status().as_u16(), start.elapsed().as_millis(), asked.load(Ordering::Relaxed))
         };
         assert_eq!(ask(0, "/readyz?wait=4").await, (200, 0, 1));
@@ -129,6 +141,8 @@ mod tests {
         assert_eq!(ask(1000, "/readyz?wait=1").await, (503, 1000, 11));
         assert_eq!(ask(1000, "/readyz?wait=4000000000").await, (503, 10_000, 101));
         assert_eq!(ask(0, "/readyz?wait=long").await, (400, 0, 0));
+        let _taken = WAITING.acquire_many(8).await.unwrap();
+        assert_eq!(ask(3, "/readyz?wait=4").await, (503, 0, 1), "too many wait already");
     }
 
     #[tokio::test]

@@ -19,6 +19,9 @@ use crate::cni::outside;
 /// Between two looks when no event tells of a change.
 const POLL: Duration = Duration::from_secs(10);
 
+/// Before a write is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+
 /// Between two changes of the same files. It doubles from the first to the last while somebody keeps undoing them.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(10));
 
@@ -112,7 +115,7 @@ pub(super) async fn keep_state(bin_dir: PathBuf, mut state: watch::Receiver<Node
                 tracing::warn!(%error, "cannot write down which namespaces are outside of the mesh, will try again");
                 tokio::select! {
                     _ = drain.started() => ending = true,
-                    () = tokio::time::sleep(POLL) => state.mark_changed(),
+                    () = tokio::time::sleep(RETRY) => state.mark_changed(),
                 }
             }
         }

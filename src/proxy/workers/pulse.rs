@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 /// How far back "of late" goes: what was before counts half after as long.
-const MEMORY: Duration = Duration::from_millis(25);
+const MEMORY: Duration = Duration::from_millis(10);
 
 /// What a connection that was just placed is taken for, until it shows what it does.
 const NEWCOMER: f64 = 0.125;
 
-/// Bytes of late that make a thread as busy as can be, 170 MB/s: what comes next waits behind what its sockets hold, also
+/// Bytes of late that make a thread as busy as can be, 200 MB/s: what comes next waits behind what its sockets hold, also
 /// while the thread itself waits for others.
-const BULK: f64 = (4 << 20) as f64;
+const BULK: f64 = (2 << 20) as f64;
 
 thread_local! {
     static OWN: RefCell<Option<Arc<Pulse>>> = const { RefCell::new(None) };
@@ -30,7 +30,7 @@ pub(in crate::proxy) fn moved(bytes: usize) {
     });
 }
 
-/// The share of time in which a thread had something to do, or more if what it moves is bulk.
+/// The share of time in which a thread had something to do, whether or not the kernel let it; more if it moves bulk.
 #[derive(Debug)]
 pub(super) struct Pulse {
     state: Mutex<State>,
@@ -109,12 +109,12 @@ impl State {
         let fades = past / (past + recent);
         self.busy = was + (self.busy - was) * fades;
         self.guessed *= fades;
-        self.volume = self.volume * fades + bytes as f64;
-        self.since = now;
+        self.volume = ((self.volume + bytes as f64) * fades).min(BULK);
+        self.since = self.since.max(now);
     }
 
     fn load(&self) -> f64 {
-        self.busy.max((self.volume / BULK).min(1.0))
+        self.busy.max(self.volume / BULK)
     }
 }
 
@@ -131,7 +131,7 @@ mod tests {
         about(pulse.busy(at(50)), 0.0);
         // It runs, and has not parked since.
         pulse.unpark(at(100));
-        about(pulse.busy(at(125)), 0.5);
+        about(pulse.busy(at(110)), 0.5);
         about(pulse.busy(at(5_000)), 1.0);
         // A quarter of the time, in small pieces.
         for ms in (5_000..10_000).step_by(4) {
@@ -140,20 +140,30 @@ mod tests {
         }
         about(pulse.busy(at(10_000)), 0.25);
         about(pulse.busy(at(20_000)), 0.0);
-        // Mostly waiting, but for others that have 200 MB/s of it to move.
+        // Mostly waiting, but for others that have 400 MB/s of it to move.
         Arc::new(Pulse::new(at(0))).adopt();
         for ms in 0..1_000 {
             OWN.with_borrow(|own| own.as_ref().expect("adopted").unpark(at(ms)));
-            moved(200 << 10);
+            moved(400 << 10);
         }
-        OWN.with_borrow(|own| about(own.as_ref().expect("adopted").busy(at(1_000)), 1.0));
+        OWN.with_borrow(|own| {
+            let pulse = own.as_ref().expect("adopted");
+            about(pulse.busy(at(1_000)), 1.0);
+            // Much at once, and long ago.
+            pulse.park(at(1_000));
+            moved(1 << 30);
+            pulse.unpark(at(5_000));
+            pulse.park(at(5_000));
+            about(pulse.busy(at(5_000)), 1.0);
+            about(pulse.busy(at(5_100)), 0.05);
+        });
         // Many that come at once: each counts until it is seen what they do.
         for _ in 0..8 {
             pulse.expect(at(20_000));
         }
         about(pulse.busy(at(20_000)), 0.0);
         about(pulse.will_be_busy(at(20_000)), 1.0);
-        about(pulse.will_be_busy(at(20_025)), 0.5);
+        about(pulse.will_be_busy(at(20_010)), 0.5);
         about(pulse.will_be_busy(at(30_000)), 0.0);
         about(pulse.will_be_busy(at(0)), 1.0);
     }
